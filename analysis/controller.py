@@ -1,0 +1,185 @@
+"""The controller: one leader among many processes, a tick every second or so.
+
+A tick takes new definitions in, folds what was shipped, and then decides on each experiment, each
+in a transaction of its own, so that one that fails holds up no other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+import asyncpg
+import msgspec
+from redis.asyncio import Redis
+
+from analysis.decide import decide
+from analysis.fold import Folded, fold
+from analysis.intake import take_in
+from analysis.lease import Lease, LostLeaseError
+from analysis.telemetry import AnalysisMetrics
+from experiments import store
+from experiments.announce import announce
+from experiments.model import ThompsonPolicy, parse_duration
+from experiments.records import ExperimentRecord
+
+LEASE_NAME: Final = "controller"
+LEASE_LIFE: Final = timedelta(seconds=8)
+TICK_TIMEOUT: Final = 30.0
+OUTCOME_ID_LIFE: Final = timedelta(days=7)
+_FORGET_EVERY: Final = timedelta(minutes=10)
+
+_WATCHED = """
+    select x.project, x.key from experiment x
+    where x.state in ('running', 'paused')
+       or exists (select from cell c where c.experiment = x.id and c.run = x.run and c.block > 0)
+    order by x.id
+"""
+_WATERMARK = "select watermark from fold_position"
+_FORGET_IDS = "delete from outcome_id where received_at < $1"
+logger = logging.getLogger(__name__)
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How often the controller ticks, and how late an outcome's time may be for its block."""
+
+    tick: timedelta = timedelta(seconds=1)
+    lateness: timedelta = timedelta(seconds=5)
+
+
+class Controller:
+    """Folds and decides, while it holds the lease."""
+
+    def __init__(
+        self,
+        pool: store.Pool,
+        redis: Redis,
+        clock: Callable[[], datetime],
+        holder: str,
+        pace: Pace,
+        metrics: AnalysisMetrics,
+    ) -> None:
+        self._pool = pool
+        self._redis = redis
+        self._clock = clock
+        self._pace = pace
+        self._metrics = metrics
+        self._lease = Lease(LEASE_NAME, holder, LEASE_LIFE)
+        self._considered: dict[int, datetime] = {}
+        self._forgot_at: datetime | None = None
+
+    async def run(self) -> None:
+        """Tick until cancelled; then let another process lead at once."""
+        try:
+            while True:
+                await self._tick_safely()
+                await asyncio.sleep(self._pace.tick.total_seconds())
+        finally:
+            self._metrics.leader.set(0)
+            async with asyncio.timeout(5), self._pool.acquire() as connection:
+                await self._lease.give_up(connection)
+
+    async def _tick_safely(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_TIMEOUT):
+                await self.tick()
+        except LostLeaseError:
+            self._metrics.leader.set(0)
+        except (OSError, TimeoutError, *store.PostgresError) as error:
+            self._metrics.failures.labels("tick").inc()
+            logger.warning("tick failed", extra={"error": repr(error)})
+
+    async def tick(self) -> bool:
+        """Do all that is due; whether this process leads."""
+        async with self._pool.acquire() as connection:
+            term = await self._lease.take(connection)
+        self._metrics.leader.set(term is not None)
+        if term is None:
+            return False
+        while not (await self._fold()).complete:
+            pass
+        for project, key in await self._watched():
+            await self._decide_safely(project, key)
+        await self._forget()
+        return True
+
+    async def _fold(self) -> Folded:
+        now = self._clock()
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._lease.hold(connection)
+            await take_in(connection, now)
+            folded = await fold(connection, now)
+            watermark = await _watermark(connection)
+        self._metrics.folded.inc(folded.records)
+        if watermark is not None:
+            self._metrics.fold_lag.set((now - watermark).total_seconds())
+        return folded
+
+    async def _watched(self) -> list[tuple[str, str]]:
+        async with self._pool.acquire() as connection:
+            return [(row["project"], row["key"]) for row in await connection.fetch(_WATCHED)]
+
+    async def _decide_safely(self, project: str, key: str) -> None:
+        try:
+            await self._decide(project, key)
+        except (asyncpg.PostgresError, ValueError) as error:
+            self._metrics.failures.labels("decision").inc()
+            logger.exception(
+                "decision failed",
+                extra={"project": project, "experiment": key, "error": repr(error)},
+            )
+
+    async def _decide(self, project: str, key: str) -> None:
+        now = self._clock()
+        async with self._pool.acquire() as connection, connection.transaction():
+            term = await self._lease.hold(connection)
+            watermark = await _watermark(connection)
+            record = await store.get_experiment(connection, project, key, lock=True)
+            if record is None or watermark is None:
+                return
+            outcome = await decide(
+                connection,
+                record,
+                term=term,
+                watermark=watermark,
+                lateness=self._pace.lateness,
+                now=now,
+                bandit_due=self._bandit_due(record, now),
+            )
+        if outcome is not None:
+            self._metrics.decisions.labels(project, key, outcome.kind).inc()
+            logger.info(
+                "decision",
+                extra={
+                    "project": project,
+                    "experiment": key,
+                    "kind": outcome.kind,
+                    "epoch": outcome.record.epoch,
+                },
+            )
+            await announce(self._redis, project)
+
+    def _bandit_due(self, record: ExperimentRecord, now: datetime) -> bool:
+        policy = record.definition.policy
+        if not isinstance(policy, ThompsonPolicy):
+            return False
+        last = self._considered.get(record.id)
+        if last is not None and now - last < parse_duration(policy.every):
+            return False
+        self._considered[record.id] = now
+        return True
+
+    async def _forget(self) -> None:
+        now = self._clock()
+        if self._forgot_at is not None and now - self._forgot_at < _FORGET_EVERY:
+            return
+        self._forgot_at = now
+        async with self._pool.acquire() as connection:
+            await connection.execute(_FORGET_IDS, now - OUTCOME_ID_LIFE)
+
+
+async def _watermark(connection: store.Connection) -> datetime | None:
+    """The watermark, or None before any router has shipped."""
+    watermark: datetime = await connection.fetchval(_WATERMARK)
+    return None if watermark.year == 1 else watermark

@@ -1,0 +1,142 @@
+"""Decisions on one experiment, within one transaction: guard first, then bandit.
+
+A decision and what it does (the new epoch) are kept together or not at all, and only while the
+leader's term is the one under which the evidence was read; the experiment's row is locked, so its
+epoch is as read.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from analysis import guard
+from analysis.bandit import Inputs, Reallocation, by_arm, propose
+from analysis.blocks import Closed, close_blocks
+from analysis.fold import COMPACTED, moments_of
+from analysis.metrics import run_metric
+from analysis.moments import Moments
+from experiments import lifecycle, store
+from experiments.allocation import propensities, traffic_of
+from experiments.lifecycle import Change
+from experiments.model import ThompsonPolicy
+from experiments.records import ExperimentRecord
+from experiments.store import Connection
+
+ACTOR: Final = "controller"
+_CLOSED_CELLS = """
+    select epoch, variant, n, mean, m2 from cell
+    where experiment = $1 and run = $2 and metric = $3 and version = $4 and block = $5
+"""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What was done: the kind of the decision, and the experiment as it stands now."""
+
+    kind: str
+    record: ExperimentRecord
+
+
+async def decide(
+    connection: Connection,
+    record: ExperimentRecord,
+    *,
+    term: int,
+    watermark: datetime,
+    lateness: timedelta,
+    now: datetime,
+    bandit_due: bool,
+) -> Outcome | None:
+    """Close what has finished, look at it, and act on it. `record` is locked by the caller."""
+    closed = await close_blocks(connection, record.id, record.run, watermark, lateness)
+    if record.state not in {"running", "paused"}:
+        return None
+    alarm = await guard.watch(
+        connection, record, closed, await _propensities(connection, record, closed)
+    )
+    if alarm is not None:
+        return await _roll_back(connection, record, alarm, term, now)
+    if record.state == "running" and bandit_due:
+        return await _reallocate(connection, record, term, now)
+    return None
+
+
+async def _propensities(
+    connection: Connection, record: ExperimentRecord, closed: list[Closed]
+) -> guard.Propensities:
+    epochs = {epoch for c in closed for _, arms in c.blocks for epoch, _ in arms}
+    return {
+        number: propensities((await store.get_epoch(connection, record.id, number)).allocation)
+        for number in sorted(epochs)
+    }
+
+
+async def _roll_back(
+    connection: Connection, record: ExperimentRecord, alarm: guard.Alarm, term: int, now: datetime
+) -> Outcome:
+    reason = (
+        f"guardrail {alarm.guardrail} of {alarm.variant}: evidence of harm "
+        f"e^{alarm.log_peak:.2f} reached its threshold e^{alarm.log_threshold:.2f}"
+    )
+    decision = await store.insert_decision(
+        connection, record, "rollback", record.epoch + 1, now, ACTOR, reason, alarm, term
+    )
+    change = Change(ACTOR, reason, now)
+    return Outcome("rollback", await lifecycle.roll_back(connection, record, change, decision))
+
+
+async def _reallocate(
+    connection: Connection, record: ExperimentRecord, term: int, now: datetime
+) -> Outcome | None:
+    proposal = await _propose(connection, record)
+    if proposal is None:
+        return None
+    epoch = await store.get_epoch(connection, record.id, record.epoch)
+    allocation = await lifecycle.plan_allocation(
+        connection, record, proposal.weights, traffic_of(epoch.allocation)
+    )
+    if allocation is None:
+        return None
+    best = max(proposal.probability_best, key=lambda v: proposal.probability_best[v])
+    reason = (
+        f"thompson on {proposal.inputs.metric}: {best} is best with probability "
+        f"{proposal.probability_best[best]:.3f}"
+    )
+    decision = await store.insert_decision(
+        connection, record, "reallocate", record.epoch + 1, now, ACTOR, reason, proposal, term
+    )
+    change = Change(ACTOR, reason, now)
+    return Outcome(
+        "reallocate",
+        await lifecycle.open_epoch(connection, record, record.state, allocation, change, decision),
+    )
+
+
+async def _propose(connection: Connection, record: ExperimentRecord) -> Reallocation | None:
+    policy = record.definition.policy
+    if not isinstance(policy, ThompsonPolicy):
+        return None
+    definition = next(m for m in record.definition.metrics if m.key == policy.metric)
+    metric = run_metric(definition)
+    rows = await connection.fetch(
+        _CLOSED_CELLS, record.id, record.run, metric.key, metric.version, COMPACTED
+    )
+    cells: dict[tuple[int, str], Moments] = {
+        (row["epoch"], row["variant"]): moments_of(row) for row in rows
+    }
+    epoch = await store.get_epoch(connection, record.id, record.epoch)
+    shares = propensities(epoch.allocation)
+    variants = record.definition.weights
+    return propose(
+        Inputs(
+            metric=metric.key,
+            version=metric.version,
+            kind=metric.kind,
+            goal=definition.goal,
+            floor=policy.floor,
+            warmup=policy.warmup,
+            max_step=policy.max_step,
+            arms=by_arm(cells, variants),
+            weights={variant: shares.get(variant, 0.0) for variant in variants},
+        )
+    )

@@ -1,0 +1,97 @@
+"""What of a definition may change in which state.
+
+| what                                    | draft | running, paused | ended     | archived |
+| --------------------------------------- | ----- | --------------- | --------- | -------- |
+| key                                     | no    | no              | no        | no       |
+| name, hypothesis, owner, tags, record   | yes   | yes             | yes       | no       |
+| traffic, weights                        | yes   | yes             | next run  | no       |
+| metrics, guard, policy                  | yes   | yes             | yes       | no       |
+| salt, stickiness, layer, targeting,     | yes   | no              | next run  | no       |
+| when_stale                              |       |                 |           |          |
+| variants (number, order, keys, values,  | yes   | no              | no        | no       |
+| control), unit, analysis                |       |                 |           |          |
+
+Ended is concluded or rolled back; what changes there takes effect in the next run.
+
+- A running experiment's variants, unit, salt and stickiness are what its units met: another value
+  under the same key, or another split, would be another experiment.
+- The analysis plan is a promise made before the data came in, so data ends the right to change it.
+- An experiment that has ended still answers with the variant that it ships, and its report still
+  stands on its variants, unit and plan. What the next run would need different there is a new
+  experiment.
+
+The table lists what is allowed, so that a field that is new in the model is held until someone
+decides about it.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from experiments import paths
+from experiments.model import Experiment, State
+from experiments.problems import FieldProblem, invalid
+
+_LIVE: Final = (
+    "name",
+    "hypothesis",
+    "owner",
+    "tags",
+    "record",
+    "traffic",
+    "variants[*].weight",
+    "metrics",
+    "guard",
+    "policy",
+)
+_ENDED: Final = (*_LIVE, "salt", "stickiness", "layer", "targeting", "when_stale")
+_DRAFT: Final = (*_ENDED, "variants", "unit", "analysis")
+
+CHANGEABLE: Final[dict[State, tuple[str, ...]]] = {
+    "draft": _DRAFT,
+    "running": _LIVE,
+    "paused": _LIVE,
+    "concluded": _ENDED,
+    "rolled_back": _ENDED,
+    "archived": (),
+}
+"""State -> the patterns of paths that may change in it."""
+
+
+def check_change(before: Experiment, after: Experiment, state: State) -> None:
+    """Let a change pass that the state allows.
+
+    Raises:
+        ProblemError: `invalid`, with each field that may not change in this state as `immutable`.
+    """
+    held = [
+        path
+        for path in changed_paths(before, after)
+        if not any(paths.covers(pattern, path) for pattern in CHANGEABLE[state])
+    ]
+    if held:
+        detail = f"cannot be changed in an experiment that is {state}"
+        raise invalid([FieldProblem(path, "immutable", detail) for path in held])
+
+
+def changed_paths(before: Any, after: Any, path: str = paths.ROOT) -> Iterator[str]:
+    """The paths at which two definitions differ, as deep as their Structs go; a list of another
+    length differs as a whole."""
+    if isinstance(before, msgspec.Struct) and type(before) is type(after):
+        parts = (
+            changed_paths(getattr(before, name), getattr(after, name), paths.field(path, name))
+            for name in before.__struct_fields__
+        )
+        yield from chain.from_iterable(parts)
+    elif isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from changed_paths(old, new, paths.item(path, index))
+    elif _written(before) != _written(after):
+        yield path
+
+
+def _written(value: object) -> bytes:
+    # As JSON, because to Python True, 1 and 1.0 are equal, but not to the clients of a variant.
+    return msgspec.json.encode(value, order="deterministic")

@@ -1,0 +1,306 @@
+"""Check a definition as a whole, and name every wrong field in one answer.
+
+Three kinds of problems are collected: fields of the wrong form (`experiments.decoding`), features
+that are not built yet (`UNSUPPORTED`), and values that contradict each other (`_CHECKS`).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from experiments import paths
+from experiments.allocation import slots_of, too_little_traffic
+from experiments.decoding import Decoded, decode
+from experiments.json_data import clean, kind_of
+from experiments.model import (
+    Experiment,
+    Margin,
+    MeanMetric,
+    Metric,
+    ProportionMetric,
+    ThompsonPolicy,
+    parse_duration,
+)
+from experiments.problems import FieldProblem, invalid
+
+Draft: TypeAlias = Decoded[Experiment]
+Problems: TypeAlias = Iterator[FieldProblem]
+
+SHORTEST_WINDOW: Final = timedelta(milliseconds=100)
+LONGEST_WINDOW: Final = timedelta(days=90)
+SHORTEST_TICK: Final = timedelta(seconds=1)
+MAX_VALUE_BYTES: Final = 64 * 1024
+WEIGHT_TOLERANCE: Final = 1e-6
+
+
+class Unbuilt(NamedTuple):
+    """A feature that is part of the model but not built yet: a field, and the values of it that are
+    refused (all but null where none are listed)."""
+
+    pattern: str
+    feature: str
+    values: tuple[str, ...] = ()
+
+
+UNSUPPORTED: Final = (
+    Unbuilt("layer", "layers"),
+    Unbuilt("targeting", "targeting"),
+    Unbuilt("stickiness", "sticky assignment", ("sticky",)),
+    Unbuilt("when_stale", "a rule for stale routers"),
+    Unbuilt("metrics[*].kind", "ratio metrics", ("ratio",)),
+    Unbuilt("metrics[*].kind", "quantile metrics", ("quantile",)),
+    Unbuilt("metrics[*].aggregate", "this aggregate", ("mean", "max", "last")),
+    Unbuilt("metrics[*].covariate", "variance reduction by a covariate"),
+    Unbuilt("policy.kind", "ramps", ("ramp",)),
+    Unbuilt("guard.action", "this action", ("rollback_variant", "pause", "alert")),
+    Unbuilt("analysis.reading", "planned looks", ("planned",)),
+    Unbuilt("analysis.reading", "the Bayesian reading", ("bayesian",)),
+)
+"""What is refused as `unsupported`. Building a feature takes its line away."""
+
+
+def parse_definition(data: object) -> Experiment:
+    """The experiment that a JSON or YAML document defines.
+
+    Raises:
+        ProblemError: `invalid`, with every wrong field.
+    """
+    experiment, problems = _examine(data)
+    if problems:
+        raise invalid(problems)
+    return experiment
+
+
+def definition_to_builtins(experiment: Experiment) -> dict[str, Any]:
+    """A definition as JSON data, every default written out; `parse_definition` reads it back."""
+    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(experiment))
+    return data
+
+
+def apply_patch(definition: Experiment, patch: object) -> Experiment:
+    """A definition after a JSON merge patch (RFC 7396): objects are merged, lists are replaced as a
+    whole, null gives a field its default.
+
+    Raises:
+        ProblemError: `invalid`, with every wrong field of the result, and `key` as `immutable`
+            where the patch would change it.
+    """
+    readable = clean(patch)
+    if readable.problems:  # first, because only what is clean is known to be of bounded depth
+        raise invalid(readable.problems)
+    if not isinstance(patch, dict):
+        detail = f"must be an object of changes; this is {kind_of(patch)}"
+        raise invalid([FieldProblem(paths.ROOT, "type", detail)])
+    merged = _merge(definition_to_builtins(definition), readable.data)
+    experiment, problems = _examine(merged)
+    if merged.get("key") != definition.key:
+        problems = [problem for problem in problems if problem.path != "key"]
+        problems.append(FieldProblem("key", "immutable", "an experiment keeps its key for good"))
+    if problems:
+        raise invalid(problems)
+    return experiment
+
+
+def _merge(target: object, patch: object) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), value)
+    return merged
+
+
+def _examine(data: object) -> tuple[Experiment, list[FieldProblem]]:
+    draft = decode(Experiment, data)
+    problems = [*draft.problems, *_unbuilt(draft, data)]
+    for check in _CHECKS:
+        problems += check(draft)
+    return draft.value, problems
+
+
+def _unbuilt(draft: Draft, data: object) -> Problems:
+    """What is asked for and not built. It reads the data itself, so that a feature is refused also
+    where its inside is wrong."""
+    unknown = {problem.path for problem in draft.problems if problem.type == "unknown"}
+    for pattern, feature, values in UNSUPPORTED:
+        for path, value in paths.select(data, pattern):
+            refused = value is not None and (not values or value in values)
+            if refused and path not in unknown:
+                asked = f" (`{value}`)" if values else ""
+                detail = f"{feature}{asked}: known, but not supported yet"
+                yield FieldProblem(path, "unsupported", detail)
+
+
+# Checks of the whole. Each speaks up only where all that it reads is sound.
+
+
+def _unique(draft: Draft) -> Problems:
+    experiment = draft.value
+    names: Mapping[str, Iterable[str]] = {
+        "variants[{}].key": [variant.key for variant in experiment.variants],
+        "metrics[{}].key": [metric.key for metric in experiment.metrics],
+        "tags[{}]": experiment.tags,
+        "record[{}]": experiment.record,
+    }
+    for pattern, values in names.items():
+        first: dict[str, str] = {}
+        for index, value in enumerate(values):
+            path = pattern.format(index)
+            if not draft.sound(path):
+                continue
+            if value in first:
+                detail = f"must be unique; {first[value]} is {value!r} too"
+                yield FieldProblem(path, "duplicate", detail)
+            first.setdefault(value, path)
+
+
+def _one_control(draft: Draft) -> Problems:
+    if not draft.sound("variants[*].control"):
+        return
+    controls = [i for i, variant in enumerate(draft.value.variants) if variant.control]
+    if not controls:
+        yield FieldProblem("variants", "value", "one variant must be the control: `control: true`")
+    for index in controls[1:]:
+        detail = f"there is one control, and variants[{controls[0]}] is it"
+        yield FieldProblem(f"variants[{index}].control", "conflict", detail)
+
+
+def _weights(draft: Draft) -> Problems:
+    if draft.sound("variants[*].weight"):
+        total = math.fsum(variant.weight for variant in draft.value.variants)
+        if abs(total - 1) > WEIGHT_TOLERANCE:
+            yield FieldProblem("variants", "value", f"weights must sum to 1; they sum to {total:g}")
+    for index, variant in enumerate(draft.value.variants):
+        path = f"variants[{index}].weight"
+        sound = draft.sound(path) and draft.sound(f"variants[{index}].control")
+        if sound and variant.control and variant.weight == 0:
+            detail = (
+                "must be above 0: without units in the control there is nothing to compare with"
+            )
+            yield FieldProblem(path, "value", detail)
+
+
+def _values(draft: Draft) -> Problems:
+    expected: str | None = None
+    for index, variant in enumerate(draft.value.variants):
+        path = f"variants[{index}].value"
+        if not draft.sound(path):
+            continue
+        if variant.value is None:
+            yield FieldProblem(path, "value", "must not be null: typed clients read it")
+            continue
+        kind = kind_of(variant.value)
+        expected = expected or kind
+        if kind != expected:
+            detail = f"all values must be of one JSON type: the first is {expected}, this is {kind}"
+            yield FieldProblem(path, "conflict", detail)
+        size = len(msgspec.json.encode(variant.value))
+        if size > MAX_VALUE_BYTES:
+            detail = f"must have at most {MAX_VALUE_BYTES} bytes as JSON; it has {size}"
+            yield FieldProblem(path, "value", detail)
+
+
+def _traffic(draft: Draft) -> Problems:
+    if not (draft.sound("traffic") and draft.sound("variants[*].weight")):
+        return
+    needed = sum(variant.weight > 0 for variant in draft.value.variants)
+    if slots_of(draft.value.traffic) < max(needed, 1):
+        yield FieldProblem("traffic", "value", too_little_traffic(max(needed, 1)))
+
+
+def _windows(draft: Draft) -> Problems:
+    for index, metric in enumerate(draft.value.metrics):
+        path = f"metrics[{index}].window"
+        if not draft.sound(path):
+            continue
+        if not SHORTEST_WINDOW <= parse_duration(metric.window) <= LONGEST_WINDOW:
+            yield FieldProblem(path, "value", "must be from 100ms to 90d")
+
+
+def _margins(draft: Draft) -> Problems:
+    for index, metric in enumerate(draft.value.metrics):
+        path = f"metrics[{index}].margin"
+        if metric.margin is None or not draft.sound(path):
+            continue
+        if draft.sound(f"metrics[{index}].role") and metric.role != "guardrail":
+            yield FieldProblem(path, "conflict", f"only a guardrail has a margin, no {metric.role}")
+        yield from _margin(path, metric.margin)
+        is_share = isinstance(metric, ProportionMetric) and draft.sound(f"metrics[{index}].kind")
+        if is_share and (metric.margin.absolute or 0) >= 1:
+            detail = "must be below 1: a proportion cannot change by more"
+            yield FieldProblem(f"{path}.absolute", "value", detail)
+
+
+def _margin(path: str, margin: Margin) -> Problems:
+    both = {"absolute": margin.absolute, "relative": margin.relative}
+    given = {name: value for name, value in both.items() if value is not None}
+    if not given:
+        yield FieldProblem(path, "value", "must name one of `absolute` and `relative`")
+    if len(given) > 1:
+        yield FieldProblem(path, "conflict", "must name `absolute` or `relative`, not both")
+    for name, value in given.items():
+        if value < 0:
+            detail = (
+                f"must be 0 or positive, such as {-value:g}: it is how much worse than the control "
+                "is still harmless, and `goal` says already which direction is worse"
+            )
+            yield FieldProblem(f"{path}.{name}", "value", detail)
+    if given.get("relative", 0) >= 1:
+        detail = "must be below 1: it is a share of the control's value, 0.05 for 5 %"
+        yield FieldProblem(f"{path}.relative", "value", detail)
+
+
+def _bandit(draft: Draft) -> Problems:
+    policy = draft.value.policy
+    if not isinstance(policy, ThompsonPolicy):
+        return
+    variants = len(draft.value.variants)
+    if draft.sound("policy.floor") and policy.floor * variants > 1:
+        detail = f"must be at most {1 / variants:.4g}: {variants} variants share the traffic"
+        yield FieldProblem("policy.floor", "conflict", detail)
+    if draft.sound("policy.every") and parse_duration(policy.every) < SHORTEST_TICK:
+        yield FieldProblem("policy.every", "value", "must be at least 1s")
+    if draft.sound("policy.metric") and draft.sound("metrics[*].key"):
+        yield from _bandit_metric(policy.metric, draft.value.metrics)
+
+
+def _bandit_metric(key: str, metrics: Iterable[Metric]) -> Problems:
+    kinds = {metric.key: isinstance(metric, ProportionMetric | MeanMetric) for metric in metrics}
+    if key not in kinds:
+        there = f"there are {', '.join(kinds)}" if kinds else "there are none"
+        detail = f"must name a metric of the experiment; {there}"
+        yield FieldProblem("policy.metric", "reference", detail)
+    elif not kinds[key]:
+        detail = f"must name a metric of kind proportion or mean; {key!r} is of another"
+        yield FieldProblem("policy.metric", "reference", detail)
+
+
+def _plan(draft: Draft) -> Problems:
+    plan = draft.value.analysis
+    if not (draft.sound("analysis.reading") and draft.sound("analysis.units")):
+        return
+    if plan.reading == "fixed" and plan.units is None:
+        detail = "the reading `fixed` needs the number of units that are to enrol before it"
+        yield FieldProblem("analysis.units", "missing", detail)
+    if plan.reading == "continuous" and plan.units is not None:
+        detail = "the reading `continuous` is good for any number of units; with one, say `fixed`"
+        yield FieldProblem("analysis.units", "conflict", detail)
+
+
+_CHECKS: Final[tuple[Callable[[Draft], Problems], ...]] = (
+    _unique,
+    _one_control,
+    _weights,
+    _values,
+    _traffic,
+    _windows,
+    _margins,
+    _bandit,
+    _plan,
+)

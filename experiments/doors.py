@@ -1,0 +1,168 @@
+"""What all HTTP doors share: keys, permissions, bodies, and errors as problem details."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+from litestar import MediaType, Request, Response
+from litestar.connection import ASGIConnection
+from litestar.exceptions import HTTPException
+from litestar.handlers.base import BaseRouteHandler
+
+from experiments.keys import ApiKey, Permission, Principal, check_key, key_id_of
+from experiments.problems import ProblemBody, ProblemError
+
+Clock = Callable[[], datetime]
+"""Gives the time, UTC and aware."""
+
+PROBLEM_JSON = "application/problem+json"
+MAX_BODY = 8 * 1024 * 1024
+_PROBLEM_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+
+
+class KeyRing(Protocol):
+    """Where the doors look keys up: the router's snapshot."""
+
+    def find_key(self, key_id: str) -> ApiKey | None:
+        """The live key of this id, or None."""
+        ...
+
+
+def key_text(headers: Any) -> str | None:
+    """The API key that a request carries in `Authorization: Bearer` or `X-API-Key`."""
+    authorization: str = headers.get("authorization", "")
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials.strip()
+    api_key: str | None = headers.get("x-api-key")
+    return api_key
+
+
+def authenticate(text: str | None, keys: KeyRing, now: datetime) -> Principal:
+    """Who holds this key.
+
+    Raises:
+        ProblemError: `unauthenticated`, with the same words whatever is wrong with the key.
+    """
+    if text is not None:
+        key_id = key_id_of(text)
+        kept = keys.find_key(key_id) if key_id is not None else None
+        principal = check_key(text, kept, now) if kept is not None else None
+        if principal is not None:
+            return principal
+    raise ProblemError(
+        "unauthenticated",
+        "Send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def require(principal: Principal, permission: Permission) -> None:
+    """Let a caller through, or not.
+
+    Raises:
+        ProblemError: `forbidden`, naming the permission.
+    """
+    if not principal.may(permission):
+        raise ProblemError(
+            "forbidden", f"A key with the role {principal.role} has no permission to {permission}"
+        )
+
+
+def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., None]:
+    """A Litestar guard for the whole app: a door is open only to the permission that it names in
+    `opt={"permission": ...}`, and to all only where it says `opt={"public": True}`."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        if handler.opt.get("public"):
+            return
+        principal = authenticate(key_text(connection.headers), keys, clock())
+        require(principal, handler.opt["permission"])
+        connection.scope["user"] = principal
+
+    return guard
+
+
+def principal_of(request: Request[Any, Any, Any]) -> Principal:
+    """Who called, as the guard found out."""
+    principal: Principal = request.scope["user"]
+    return principal
+
+
+async def read_body(request: Request[Any, Any, Any], limit: int = MAX_BODY) -> bytes:
+    """The body of a request.
+
+    Raises:
+        ProblemError: `too-large`, as soon as more than `limit` bytes have come.
+    """
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > limit:
+            raise _too_large(limit)
+    return bytes(chunks)
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError("too-large", f"A body may have at most {limit} bytes")
+
+
+async def read_json(request: Request[Any, Any, Any], limit: int = 1024 * 1024) -> Any:
+    """The JSON value in the body of a request.
+
+    Raises:
+        ProblemError: `malformed` where it is none.
+    """
+    body = await read_body(request, limit)
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProblemError("malformed", f"The body is not JSON: {error}") from error
+
+
+def problem_response(error: ProblemError, request_id: str = "") -> Response[bytes]:
+    """The answer that says what went wrong."""
+    body = ProblemBody(
+        type=error.type,
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        errors=error.errors,
+        request_id=request_id,
+    )
+    return Response(
+        msgspec.json.encode(body),
+        status_code=error.status,
+        media_type=PROBLEM_JSON,
+        headers=error.headers,
+    )
+
+
+def handle_problem(request: Request[Any, Any, Any], error: ProblemError) -> Response[bytes]:
+    """Litestar exception handler for our own errors."""
+    return problem_response(error, request.scope["state"].get("request_id", ""))
+
+
+def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Litestar exception handler for the framework's errors: the same form as ours."""
+    kind = _PROBLEM_OF_STATUS.get(error.status_code)
+    if kind is None:
+        kind = "malformed" if error.status_code < 500 else "internal"
+    headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+    return handle_problem(request, ProblemError(kind, error.detail, headers=headers))
+
+
+def json_response(
+    value: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response[bytes]:
+    """An answer in JSON."""
+    return Response(
+        msgspec.json.encode(value),
+        status_code=status,
+        media_type=MediaType.JSON,
+        headers=headers or {},
+    )

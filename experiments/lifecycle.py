@@ -1,0 +1,252 @@
+"""The life of an experiment: defined, started, changed, stopped. Each function is one use case; it
+runs within its caller's transaction and leaves either all of it behind or nothing."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from experiments import store
+from experiments.allocation import Allocation, enrols_same, initial, is_worthwhile, reallocate
+from experiments.changes import check_change
+from experiments.definition import apply_patch
+from experiments.model import Experiment, State
+from experiments.problems import ProblemError
+from experiments.records import Epoch, ExperimentRecord
+from experiments.states import Verb, move
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Who changes something, when, and why."""
+
+    actor: str
+    reason: str
+    at: datetime
+
+
+async def find(
+    connection: store.Connection, project: str, key: str, *, lock: bool = False
+) -> ExperimentRecord:
+    """The experiment of this key.
+
+    Raises:
+        ProblemError: `not-found`.
+    """
+    record = await store.get_experiment(connection, project, key, lock=lock)
+    if record is None:
+        raise ProblemError("not-found", f"Project {project} has no experiment {key!r}")
+    return record
+
+
+async def define(
+    connection: store.Connection, project: str, definition: Experiment, change: Change
+) -> ExperimentRecord:
+    """Store a definition as a draft, revision 1.
+
+    Raises:
+        ProblemError: `exists` where the key was ever used in the project.
+    """
+    record = await store.insert_experiment(connection, project, definition, change.at)
+    if record is None:
+        raise ProblemError(
+            "exists",
+            f"Project {project} has, or had, an experiment {definition.key!r}; "
+            "keys are never used again",
+        )
+    await store.insert_revision(connection, record, change.actor, change.reason)
+    return record
+
+
+async def amend(
+    connection: store.Connection,
+    project: str,
+    key: str,
+    patch: Any,
+    revision: int,
+    change: Change,
+) -> ExperimentRecord:
+    """Change a definition by a merge patch (RFC 7396): a new revision, and a new epoch where it
+    changes what assignment reads while the experiment runs.
+
+    Raises:
+        ProblemError: `not-found`; `revision-mismatch` where `revision` is not the latest;
+            `invalid` with every wrong field, or those that this state does not allow to change.
+    """
+    record = await find(connection, project, key, lock=True)
+    if record.revision != revision:
+        raise ProblemError(
+            "revision-mismatch",
+            f"The latest revision is {record.revision}, the change was made to {revision}",
+        )
+    definition = apply_patch(record.definition, patch)
+    if definition == record.definition:
+        return record
+    check_change(record.definition, definition, record.state)
+    amended = msgspec.structs.replace(
+        record, definition=definition, revision=record.revision + 1, updated_at=change.at
+    )
+    await store.insert_revision(connection, amended, change.actor, change.reason)
+    await store.save_experiment(connection, amended)
+    split_changed = (definition.weights, definition.traffic) != (
+        record.definition.weights,
+        record.definition.traffic,
+    )
+    if record.state in {"running", "paused"} and split_changed:
+        return await allocate(connection, amended, definition.weights, definition.traffic, change)
+    return amended
+
+
+async def allocate(
+    connection: store.Connection,
+    record: ExperimentRecord,
+    weights: Mapping[str, float],
+    traffic: float,
+    change: Change,
+) -> ExperimentRecord:
+    """Split the traffic anew: a new epoch, unless less than 1 % of the traffic would move.
+
+    Raises:
+        ProblemError: `conflict` where the experiment is neither running nor paused.
+    """
+    if record.state not in {"running", "paused"}:
+        raise ProblemError(
+            "conflict", f"An experiment that is {record.state} has no traffic to allocate"
+        )
+    allocation = await plan_allocation(connection, record, weights, traffic)
+    if allocation is None:
+        return record
+    return await open_epoch(connection, record, record.state, allocation, change)
+
+
+async def plan_allocation(
+    connection: store.Connection,
+    record: ExperimentRecord,
+    weights: Mapping[str, float],
+    traffic: float,
+) -> Allocation | None:
+    """The allocation with these weights and this traffic, or None where it would move less than 1 %
+    of the traffic."""
+    current = await store.get_epoch(connection, record.id, record.epoch)
+    history = await store.run_allocations(connection, record.id, record.run)
+    allocation = reallocate(current.allocation, weights, traffic, history)
+    return allocation if is_worthwhile(current.allocation, allocation) else None
+
+
+async def start(
+    connection: store.Connection, project: str, key: str, change: Change
+) -> ExperimentRecord:
+    """Begin the next run: a new salt, no old data, and its first epoch."""
+    record = await find(connection, project, key, lock=True)
+    state = move(record.state, "start")
+    definition, run = record.definition, record.run + 1
+    await store.insert_run(connection, record.id, run, definition.salt_of(run), change.at)
+    started = msgspec.structs.replace(record, run=run, ship=None)
+    allocation = initial(definition.weights, definition.traffic)
+    return await open_epoch(connection, started, state, allocation, change)
+
+
+async def pause(
+    connection: store.Connection, project: str, key: str, change: Change
+) -> ExperimentRecord:
+    """Let the control answer everybody for a while; nobody enrols."""
+    return await _keep_allocation(connection, project, key, "pause", change)
+
+
+async def resume(
+    connection: store.Connection, project: str, key: str, change: Change
+) -> ExperimentRecord:
+    """Go on after a pause, slot for slot as before."""
+    return await _keep_allocation(connection, project, key, "resume", change)
+
+
+async def _keep_allocation(
+    connection: store.Connection, project: str, key: str, verb: Verb, change: Change
+) -> ExperimentRecord:
+    record = await find(connection, project, key, lock=True)
+    state = move(record.state, verb)
+    current = await store.get_epoch(connection, record.id, record.epoch)
+    return await open_epoch(connection, record, state, current.allocation, change)
+
+
+async def conclude(
+    connection: store.Connection, project: str, key: str, ship: str, change: Change
+) -> ExperimentRecord:
+    """End the run; `ship` is the variant that is answered from then on."""
+    record = await find(connection, project, key, lock=True)
+    return await _end_run(connection, record, move(record.state, "conclude"), ship, change, None)
+
+
+async def roll_back(
+    connection: store.Connection,
+    record: ExperimentRecord,
+    change: Change,
+    decision: int | None = None,
+) -> ExperimentRecord:
+    """End the run and give all traffic to the control. `record` is locked by the caller."""
+    state = move(record.state, "rollback")
+    control = record.definition.control.key
+    return await _end_run(connection, record, state, control, change, decision)
+
+
+async def archive(
+    connection: store.Connection, project: str, key: str, change: Change
+) -> ExperimentRecord:
+    """Put an experiment away: routers forget it, its reports stay."""
+    record = await find(connection, project, key, lock=True)
+    archived = msgspec.structs.replace(
+        record, state=move(record.state, "archive"), updated_at=change.at
+    )
+    await store.save_experiment(connection, archived)
+    return archived
+
+
+async def _end_run(
+    connection: store.Connection,
+    record: ExperimentRecord,
+    state: State,
+    ship: str,
+    change: Change,
+    decision: int | None,
+) -> ExperimentRecord:
+    keys = list(record.definition.weights)
+    if ship not in keys:
+        raise ProblemError("invalid", f"`ship` names no variant; there are {', '.join(keys)}")
+    await store.end_run(connection, record.id, record.run, change.at)
+    ended = msgspec.structs.replace(record, ship=ship)
+    return await open_epoch(connection, ended, state, initial({ship: 1.0}, 1.0), change, decision)
+
+
+async def open_epoch(
+    connection: store.Connection,
+    record: ExperimentRecord,
+    state: State,
+    allocation: Allocation,
+    change: Change,
+    decision: int | None = None,
+) -> ExperimentRecord:
+    """Pin all that assignment reads as the next epoch, and make it the current one."""
+    epoch = Epoch(
+        number=record.epoch + 1,
+        run=record.run,
+        state=state,
+        salt=record.definition.salt_of(record.run),
+        allocation=allocation,
+        targeting=record.definition.targeting,
+        layer=None,
+        holdout=None,
+        stickiness=record.definition.stickiness,
+        ship=record.ship,
+        at=change.at,
+        actor=change.actor,
+        reason=change.reason,
+        decision=decision,
+    )
+    resized = True
+    if record.epoch:
+        before = await store.get_epoch(connection, record.id, record.epoch)
+        resized = before.run != epoch.run or not enrols_same(before.allocation, allocation)
+    await store.insert_epoch(connection, record.id, epoch, resized=resized)
+    opened = msgspec.structs.replace(record, state=state, epoch=epoch.number, updated_at=change.at)
+    await store.save_experiment(connection, opened)
+    return opened

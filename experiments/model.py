@@ -1,0 +1,247 @@
+"""What an experiment is: the definition that a product team writes, as Structs.
+
+Nothing here checks more than shapes and ranges of single fields; `experiments.definition` checks a
+definition as a whole and names every wrong field at once.
+"""
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+SLOTS = 10_000
+"""Equal shares of the hash space of an experiment (DESIGN 5)."""
+
+Key: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9_.-]{1,64}$(?!\n)",
+        description="1 to 64 of a-z, 0-9, `_`, `.` and `-`",
+    ),
+]
+Salt: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9_.#-]{1,80}$(?!\n)",
+        description="1 to 80 of a-z, 0-9, `_`, `.`, `-` and `#`",
+    ),
+]
+EventName: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.:/-]{1,128}$(?!\n)",
+        description="1 to 128 letters, digits, `_`, `.`, `:`, `/` and `-`",
+    ),
+]
+AttributeName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+Duration: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[1-9][0-9]{0,8}(ms|s|m|h|d)$(?!\n)",
+        description="a whole number with its unit: 500ms, 2s, 10m, 6h, 7d",
+    ),
+]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Probability: TypeAlias = Annotated[float, Meta(gt=0, lt=1)]
+Text: TypeAlias = Annotated[str, Meta(max_length=4_000)]
+Reason: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1_000)]
+
+State: TypeAlias = Literal["draft", "running", "paused", "concluded", "rolled_back", "archived"]
+Goal: TypeAlias = Literal["increase", "decrease"]
+Role: TypeAlias = Literal["primary", "secondary", "guardrail"]
+Action: TypeAlias = Literal["rollback", "rollback_variant", "pause", "alert"]
+Reading: TypeAlias = Literal["continuous", "fixed", "planned", "bayesian"]
+Stickiness: TypeAlias = Literal["slot", "sticky"]
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+def parse_duration(text: Duration) -> timedelta:
+    """The length of a `Duration` such as `500ms`, `2s`, `10m`, `6h` or `7d`.
+
+    Raises:
+        ValueError: if the text has another form.
+    """
+    unit = text.lstrip("0123456789")
+    number = text[: len(text) - len(unit)]
+    if not number or unit not in _UNIT_SECONDS:
+        raise ValueError(f"{text!r} is not a duration such as 2s, 10m or 7d")
+    return timedelta(seconds=int(number) * _UNIT_SECONDS[unit])
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of a definition: immutable, and strict about what it is called with."""
+
+
+class Unit(_Part, frozen=True):
+    """What is randomised, and where an evaluation context holds its identity."""
+
+    type: Key = "user"
+    attribute: AttributeName = "targetingKey"
+
+
+class Layer(_Part, frozen=True):
+    """The slots `[first, end)` of a layer that an experiment owns."""
+
+    key: Key
+    slots: tuple[Annotated[int, Meta(ge=0, le=SLOTS)], Annotated[int, Meta(ge=0, le=SLOTS)]]
+
+
+class Variant(_Part, frozen=True):
+    """One of the things compared. `value` is what a service gets: JSON, never null."""
+
+    key: Key
+    value: Any
+    weight: Share
+    control: bool = False
+
+
+class Margin(_Part, frozen=True):
+    """How much worse than the control is still harmless: in the metric's unit, or as a share."""
+
+    absolute: float | None = None
+    relative: float | None = None
+
+
+class _Metric(_Part, frozen=True, kw_only=True, tag_field="kind"):
+    key: Key
+    role: Role
+    window: Duration
+    goal: Goal = "increase"
+    margin: Margin | None = None
+
+
+class ProportionMetric(_Metric, frozen=True, kw_only=True, tag="proportion"):
+    """The share of units with at least one `event` in the window (its value absent or not 0)."""
+
+    event: EventName
+
+
+class MeanMetric(_Metric, frozen=True, kw_only=True, tag="mean"):
+    """The mean over units of a per-unit aggregate of `event`; a unit without outcomes counts 0."""
+
+    event: EventName
+    aggregate: Literal["sum", "count", "mean", "max", "last"] = "sum"
+    cap: Annotated[float, Meta(gt=0)] | None = None
+    covariate: Duration | None = None
+
+
+class RatioMetric(_Metric, frozen=True, kw_only=True, tag="ratio"):
+    """Sum of one event over sum of another, the units being those that are randomised."""
+
+    numerator: EventName
+    denominator: EventName
+    covariate: Duration | None = None
+
+
+class QuantileMetric(_Metric, frozen=True, kw_only=True, tag="quantile"):
+    """A quantile over units of the per-unit value of `event`."""
+
+    event: EventName
+    quantile: Probability
+
+
+Metric: TypeAlias = ProportionMetric | MeanMetric | RatioMetric | QuantileMetric
+
+
+class FixedPolicy(_Part, frozen=True, tag_field="kind", tag="fixed"):
+    """Weights move by hand only."""
+
+
+class ThompsonPolicy(_Part, frozen=True, tag_field="kind", tag="thompson"):
+    """Each variant gets traffic by its probability of being best on `metric`.
+
+    `floor` is the least weight of a variant, `warmup` the finished units that each needs before the
+    first move, `max_step` the most that a weight may change at once.
+    """
+
+    metric: Key
+    every: Duration = "1m"
+    floor: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    warmup: Annotated[int, Meta(ge=2)] = 100
+    max_step: Annotated[float, Meta(gt=0, le=1)] = 0.2
+
+
+class RampStep(_Part, frozen=True):
+    """A share of traffic, held until its conditions are met."""
+
+    traffic: Share
+    hold: Duration | None = None
+    units: Annotated[int, Meta(ge=1)] | None = None
+    approval: bool = False
+
+
+class RampPolicy(_Part, frozen=True, tag_field="kind", tag="ramp"):
+    """Traffic grows by steps, each gated by the guard."""
+
+    steps: Annotated[tuple[RampStep, ...], Meta(min_length=1)]
+
+
+Policy: TypeAlias = FixedPolicy | ThompsonPolicy | RampPolicy
+
+
+class Guard(_Part, frozen=True):
+    """What watches the guardrails. `alpha` bounds the chance of ever rolling back a harmless run
+    (DESIGN 1.8)."""
+
+    alpha: Probability = 0.01
+    action: Action = "rollback"
+
+
+class AnalysisPlan(_Part, frozen=True):
+    """What was decided before the data came in.
+
+    `reading` says which interval a conclusion may stand on: `continuous` may be read at any time;
+    `fixed` only once `units` are enrolled.
+    """
+
+    alpha: Probability = 0.05
+    correction: Literal["holm", "none"] = "holm"
+    reading: Reading = "continuous"
+    units: Annotated[int, Meta(ge=2)] | None = None
+
+
+class WhenStale(_Part, frozen=True):
+    """What a router does that has had no news for a while."""
+
+    after: Duration
+    do: Literal["control"]
+
+
+class Experiment(_Part, frozen=True):
+    """A definition, as a team writes it in YAML or JSON (DESIGN 6)."""
+
+    key: Key
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=2, max_length=64)]
+    name: Text = ""
+    hypothesis: Text = ""
+    owner: Text = ""
+    tags: tuple[Key, ...] = ()
+    unit: Unit = Unit()
+    record: tuple[AttributeName, ...] = ()
+    layer: Layer | None = None
+    targeting: Any = None
+    stickiness: Stickiness = "slot"
+    when_stale: WhenStale | None = None
+    salt: Salt | None = None
+    traffic: Share = 1.0
+    metrics: Annotated[tuple[Metric, ...], Meta(max_length=64)] = ()
+    policy: Policy = FixedPolicy()
+    guard: Guard = Guard()
+    analysis: AnalysisPlan = AnalysisPlan()
+
+    @property
+    def control(self) -> Variant:
+        """The variant that all others are compared with."""
+        return next(variant for variant in self.variants if variant.control)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each variant, by key, in the order of the definition."""
+        return {variant.key: variant.weight for variant in self.variants}
+
+    def salt_of(self, run: int) -> str:
+        """The salt of a run: its own hash space, so that no run inherits another's split."""
+        salt = self.salt or self.key
+        return salt if run == 1 else f"{salt}#{run}"

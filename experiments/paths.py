@@ -1,0 +1,68 @@
+"""Paths of fields, such as `metrics[0].margin.absolute`; `$` is the whole.
+
+In a pattern, `[*]` stands for every index: `variants[*].weight`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+ROOT: Final = "$"
+ANY_INDEX: Final = "[*]"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
+_STEP = re.compile(r'\["(?:[^"\\]|\\.)*"\]|\[[^\]]*\]|[^.\[]+')
+_INDEX = re.compile(r"\[\d+\]", re.ASCII)
+_LONGEST_NAME = 80
+
+
+def field(path: str, name: str) -> str:
+    """The path of a field of an object."""
+    if not _PLAIN_NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        return f"{'' if path == ROOT else path}[{json.dumps(name[:_LONGEST_NAME])}]"
+    return name if path == ROOT else f"{path}.{name}"
+
+
+def item(path: str, index: int) -> str:
+    """The path of an item of a list."""
+    return f"{'' if path == ROOT else path}[{index}]"
+
+
+def covers(pattern: str, path: str) -> bool:
+    """Whether a path is one that a pattern names, or lies within it."""
+    wanted, given = steps(pattern), steps(path)
+    return len(wanted) <= len(given) and all(
+        want == step or (want == ANY_INDEX and _INDEX.fullmatch(step))
+        for want, step in zip(wanted, given, strict=False)
+    )
+
+
+def select(data: object, pattern: str) -> Iterator[tuple[str, Any]]:
+    """What a pattern names in JSON data, with its paths; nothing where the data lacks it."""
+    found: list[tuple[str, Any]] = [(ROOT, data)]
+    for step in steps(pattern):
+        if step == ANY_INDEX:
+            found = [
+                (item(path, index), value)
+                for path, values in found
+                if isinstance(values, list | tuple)
+                for index, value in enumerate(values)
+            ]
+        else:
+            found = [
+                (field(path, step), value[step])
+                for path, value in found
+                if isinstance(value, dict) and step in value
+            ]
+    yield from found
+
+
+def steps(path: str) -> tuple[str, ...]:
+    """The names and indices of a path, from the root on."""
+    return () if path == ROOT else tuple(_STEP.findall(path))
+
+
+def generalise(path_steps: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps of the pattern that has `[*]` for each index of a path."""
+    return tuple(ANY_INDEX if _INDEX.fullmatch(step) else step for step in path_steps)

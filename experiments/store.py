@@ -1,0 +1,401 @@
+"""Experiments in Postgres. Each function takes a connection, so that its caller owns the
+transaction; none decides anything."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import asyncpg
+import msgspec
+
+from experiments.allocation import Allocation
+from experiments.keys import ApiKey
+from experiments.model import Experiment, State
+from experiments.records import Decision, Epoch, ExperimentRecord, Live, Publication, Revision
+
+Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+Pool: TypeAlias = "asyncpg.Pool[Any]"
+PostgresError = (asyncpg.PostgresError, asyncpg.InterfaceError)
+
+_EXPERIMENT = """
+    select id, project, key, state, revision, run, epoch, definition, ship, created_at, updated_at
+    from experiment
+"""
+_EPOCH_COLUMNS = (
+    "number, run, state, salt, allocation, targeting, layer, holdout, stickiness, ship, at, actor, "
+    "reason, decision"
+)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _experiment(row: asyncpg.Record, prefix: str = "") -> ExperimentRecord:
+    fields = {name: row[prefix + name] for name in ExperimentRecord.__struct_fields__}
+    fields["definition"] = msgspec.json.decode(fields["definition"], type=Experiment)
+    return ExperimentRecord(**fields)
+
+
+def _epoch(row: asyncpg.Record, prefix: str = "") -> Epoch:
+    fields = {name: row[prefix + name] for name in Epoch.__struct_fields__}
+    fields["allocation"] = msgspec.json.decode(fields["allocation"], type=Allocation)
+    for name in ("targeting", "layer", "holdout"):
+        fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
+    return Epoch(**fields)
+
+
+async def create_project(connection: Connection, project: str, now: datetime) -> bool:
+    """Make a project; whether it is new."""
+    status = await connection.execute(
+        "insert into project (key, created_at) values ($1, $2) on conflict do nothing", project, now
+    )
+    return status == "INSERT 0 1"
+
+
+async def touch_project(connection: Connection, project: str) -> int:
+    """Raise the version of a project, in the transaction of what changed; the new version."""
+    version: int = await connection.fetchval(
+        "update project set version = version + 1 where key = $1 returning version", project
+    )
+    return version
+
+
+async def insert_key(connection: Connection, key: ApiKey) -> None:
+    """Keep a new API key."""
+    await connection.execute(
+        """insert into api_key (id, project, role, secret_hash, note, created_at, expires_at)
+           values ($1, $2, $3, $4, $5, $6, $7)""",
+        key.id,
+        key.project,
+        key.role,
+        key.secret_hash,
+        key.note,
+        key.created_at,
+        key.expires_at,
+    )
+    await touch_project(connection, key.project)
+
+
+async def revoke_key(connection: Connection, project: str, key_id: str, now: datetime) -> bool:
+    """Revoke a key; whether there was one to revoke."""
+    status = await connection.execute(
+        """update api_key set revoked_at = $3
+           where project = $1 and id = $2 and revoked_at is null""",
+        project,
+        key_id,
+        now,
+    )
+    if status != "UPDATE 1":
+        return False
+    await touch_project(connection, project)
+    return True
+
+
+async def live_keys(connection: Connection, project: str) -> tuple[ApiKey, ...]:
+    """The keys of a project that were not revoked."""
+    rows = await connection.fetch(
+        """select id, project, role, secret_hash, note, created_at, expires_at from api_key
+           where project = $1 and revoked_at is null order by created_at, id""",
+        project,
+    )
+    return tuple(ApiKey(**dict(row)) for row in rows)
+
+
+async def any_key(connection: Connection) -> bool:
+    """Whether any key was ever made."""
+    found: bool = await connection.fetchval("select exists (select from api_key)")
+    return found
+
+
+async def insert_experiment(
+    connection: Connection, project: str, definition: Experiment, now: datetime
+) -> ExperimentRecord | None:
+    """Store a draft; None where the project has, or ever had, an experiment of this key."""
+    row = await connection.fetchrow(
+        """insert into experiment (project, key, state, revision, definition, created_at,
+                                   updated_at)
+           values ($1, $2, 'draft', 1, $3, $4, $4)
+           on conflict (project, key) do nothing
+           returning id, project, key, state, revision, run, epoch, definition, ship, created_at,
+                     updated_at""",
+        project,
+        definition.key,
+        _json(definition),
+        now,
+    )
+    return None if row is None else _experiment(row)
+
+
+async def get_experiment(
+    connection: Connection, project: str, key: str, *, lock: bool = False
+) -> ExperimentRecord | None:
+    """The experiment of this key, locked until the transaction ends where `lock` says so."""
+    query = _EXPERIMENT + " where project = $1 and key = $2" + (" for update" if lock else "")
+    row = await connection.fetchrow(query, project, key)
+    return None if row is None else _experiment(row)
+
+
+async def list_experiments(
+    connection: Connection, project: str, limit: int, after: int | None, state: State | None
+) -> list[ExperimentRecord]:
+    """Up to `limit` experiments, the newest first, from behind the id `after`."""
+    rows = await connection.fetch(
+        _EXPERIMENT
+        + """ where project = $1 and ($2::bigint is null or id < $2)
+                and ($3::text is null or state = $3)
+              order by id desc limit $4""",
+        project,
+        after,
+        state,
+        limit,
+    )
+    return [_experiment(row) for row in rows]
+
+
+async def running_experiments(connection: Connection) -> list[ExperimentRecord]:
+    """The running experiments of all projects, in a stable order."""
+    rows = await connection.fetch(_EXPERIMENT + " where state = 'running' order by id")
+    return [_experiment(row) for row in rows]
+
+
+async def insert_revision(
+    connection: Connection,
+    record: ExperimentRecord,
+    actor: str,
+    reason: str,
+) -> None:
+    """Keep the record's definition as its revision."""
+    await connection.execute(
+        """insert into revision (experiment, number, definition, at, actor, reason)
+           values ($1, $2, $3, $4, $5, $6)""",
+        record.id,
+        record.revision,
+        _json(record.definition),
+        record.updated_at,
+        actor,
+        reason,
+    )
+
+
+async def list_revisions(
+    connection: Connection, experiment: int, limit: int, after: int | None
+) -> list[Revision]:
+    """Up to `limit` revisions, the newest first, from behind the number `after`."""
+    rows = await connection.fetch(
+        """select number, at, actor, reason, definition from revision
+           where experiment = $1 and ($2::int is null or number < $2)
+           order by number desc limit $3""",
+        experiment,
+        after,
+        limit,
+    )
+    return [
+        Revision(
+            row["number"],
+            row["at"],
+            row["actor"],
+            row["reason"],
+            msgspec.json.decode(row["definition"], type=Experiment),
+        )
+        for row in rows
+    ]
+
+
+async def save_experiment(connection: Connection, record: ExperimentRecord) -> None:
+    """Store all of a record that can change, and raise its project's version."""
+    await connection.execute(
+        """update experiment
+           set state = $2, revision = $3, run = $4, epoch = $5, definition = $6, ship = $7,
+               updated_at = $8
+           where id = $1""",
+        record.id,
+        record.state,
+        record.revision,
+        record.run,
+        record.epoch,
+        _json(record.definition),
+        record.ship,
+        record.updated_at,
+    )
+    await touch_project(connection, record.project)
+
+
+async def insert_run(
+    connection: Connection, experiment: int, number: int, salt: str, now: datetime
+) -> None:
+    """Begin a run."""
+    await connection.execute(
+        "insert into run (experiment, number, salt, started_at) values ($1, $2, $3, $4)",
+        experiment,
+        number,
+        salt,
+        now,
+    )
+
+
+async def end_run(connection: Connection, experiment: int, number: int, now: datetime) -> None:
+    """End a run."""
+    await connection.execute(
+        "update run set ended_at = $3 where experiment = $1 and number = $2",
+        experiment,
+        number,
+        now,
+    )
+
+
+async def insert_epoch(
+    connection: Connection, experiment: int, epoch: Epoch, *, resized: bool
+) -> None:
+    """Keep an epoch; it is never changed again. `resized` says whether it enrols other slots than
+    the epoch before."""
+    await connection.execute(
+        """insert into epoch (experiment, number, run, state, salt, allocation, targeting, layer,
+                              holdout, stickiness, ship, resized, at, actor, reason, decision)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
+        experiment,
+        epoch.number,
+        epoch.run,
+        epoch.state,
+        epoch.salt,
+        _json(epoch.allocation),
+        *(
+            None if part is None else _json(part)
+            for part in (epoch.targeting, epoch.layer, epoch.holdout)
+        ),
+        epoch.stickiness,
+        epoch.ship,
+        resized,
+        epoch.at,
+        epoch.actor,
+        epoch.reason,
+        epoch.decision,
+    )
+
+
+async def get_epoch(connection: Connection, experiment: int, number: int) -> Epoch:
+    """An epoch of an experiment."""
+    row = await connection.fetchrow(
+        f"select {_EPOCH_COLUMNS} from epoch where experiment = $1 and number = $2",  # noqa: S608 - a constant
+        experiment,
+        number,
+    )
+    assert row is not None, "an experiment's epochs are never deleted"  # noqa: S101 - an invariant
+    return _epoch(row)
+
+
+async def list_epochs(
+    connection: Connection, experiment: int, limit: int, after: int | None
+) -> list[Epoch]:
+    """Up to `limit` epochs, the newest first, from behind the number `after`."""
+    rows = await connection.fetch(
+        f"""select {_EPOCH_COLUMNS} from epoch
+            where experiment = $1 and ($2::int is null or number < $2)
+            order by number desc limit $3""",  # noqa: S608 - a constant
+        experiment,
+        after,
+        limit,
+    )
+    return [_epoch(row) for row in rows]
+
+
+async def run_allocations(connection: Connection, experiment: int, run: int) -> list[Allocation]:
+    """The allocations of a run between which its traffic changed, in order: the first and the last
+    of each stretch of epochs that enrol the same slots. However often weights moved in between,
+    they are as few as the changes of traffic."""
+    rows = await connection.fetch(
+        """with resized as (
+               select number from epoch where experiment = $1 and run = $2 and resized
+           )
+           select allocation from epoch
+           where experiment = $1 and run = $2
+             and number in (
+                 select number from resized union all select number - 1 from resized
+             )
+           order by number""",
+        experiment,
+        run,
+    )
+    return [msgspec.json.decode(row["allocation"], type=Allocation) for row in rows]
+
+
+async def insert_decision(
+    connection: Connection,
+    record: ExperimentRecord,
+    kind: str,
+    epoch_after: int,
+    at: datetime,
+    actor: str,
+    reason: str,
+    evidence: Any,
+    term: int | None,
+) -> int:
+    """Write into the ledger of decisions; the number of the row."""
+    number: int = await connection.fetchval(
+        """insert into decision (experiment, run, kind, epoch_before, epoch_after, term, at, actor,
+                                 reason, evidence)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id""",
+        record.id,
+        record.run,
+        kind,
+        record.epoch,
+        epoch_after,
+        term,
+        at,
+        actor,
+        reason,
+        _json(evidence),
+    )
+    return number
+
+
+async def list_decisions(
+    connection: Connection, experiment: int, limit: int, after: int | None
+) -> list[Decision]:
+    """Up to `limit` decisions, the newest first, from behind the id `after`."""
+    rows = await connection.fetch(
+        """select id, run, kind, epoch_before, epoch_after, term, at, actor, reason, evidence
+           from decision where experiment = $1 and ($2::bigint is null or id < $2)
+           order by id desc limit $3""",
+        experiment,
+        after,
+        limit,
+    )
+    return [
+        Decision(**{**dict(row), "evidence": msgspec.json.decode(row["evidence"])}) for row in rows
+    ]
+
+
+async def project_versions(connection: Connection) -> dict[str, int]:
+    """The version of every project."""
+    rows = await connection.fetch("select key, version from project")
+    return {row["key"]: row["version"] for row in rows}
+
+
+async def load_publication(connection: Connection, project: str) -> Publication | None:
+    """All that a router needs to know of a project, as of one moment."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(
+            "select version, default_unit_type from project where key = $1", project
+        )
+        if row is None:
+            return None
+        rows: Sequence[asyncpg.Record] = await connection.fetch(
+            """select x.id, x.project, x.key, x.state, x.revision, x.run, x.epoch, x.definition,
+                      x.ship, x.created_at, x.updated_at,
+                      e.number as e_number, e.run as e_run, e.state as e_state, e.salt as e_salt,
+                      e.allocation as e_allocation, e.targeting as e_targeting,
+                      e.layer as e_layer, e.holdout as e_holdout,
+                      e.stickiness as e_stickiness, e.ship as e_ship, e.at as e_at,
+                      e.actor as e_actor, e.reason as e_reason, e.decision as e_decision
+               from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch
+               where x.project = $1 and x.state <> 'archived' order by x.id""",
+            project,
+        )
+        return Publication(
+            project=project,
+            version=row["version"],
+            default_unit_type=row["default_unit_type"],
+            keys=await live_keys(connection, project),
+            experiments=tuple(Live(_experiment(r), _epoch(r, "e_")) for r in rows),
+        )

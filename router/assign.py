@@ -1,0 +1,87 @@
+"""Assignment: a pure function of snapshot, experiment and unit (DESIGN 5)."""
+
+import hashlib
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+from uuid import UUID
+
+import msgspec
+
+from router.hashing import slot
+from router.records import ExposureRecord
+from router.snapshot import NOBODY, Arm, Entry
+
+MAX_UNIT_BYTES = 256
+
+Why: TypeAlias = Literal["split", "not_enrolled", "paused", "concluded", "rolled_back"]
+"""Why a unit gets its variant: by its slot; or the default answer, because its slot is nobody's or
+because the experiment does not run."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """Which arm a unit gets, and why. `slot` is None where the experiment does not run."""
+
+    arm: Arm
+    reason: Why
+    slot: int | None
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the unit is part of the experiment: only then is there an exposure."""
+        return self.reason == "split"
+
+
+_WHY_NOT_RUNNING: dict[str, Why] = {
+    "paused": "paused",
+    "concluded": "concluded",
+    "rolled_back": "rolled_back",
+}
+
+
+def assign(entry: Entry, unit: str) -> Assignment:
+    """The arm of a unit in an experiment."""
+    if entry.state != "running":
+        return Assignment(entry.arms[entry.default], _WHY_NOT_RUNNING[entry.state], None)
+    place = slot(entry.salt, unit)
+    owner = entry.owners[place]
+    if owner == NOBODY:
+        return Assignment(entry.arms[entry.default], "not_enrolled", place)
+    return Assignment(entry.arms[owner], "split", place)
+
+
+def exposure(
+    entry: Entry, arm: Arm, unit: str, attributes: dict[str, Any] | None, at: datetime
+) -> ExposureRecord:
+    """The record of a unit meeting an arm, with the attributes that the experiment keeps."""
+    kept = None
+    if attributes and entry.recorded_attributes:
+        kept = {n: attributes[n] for n in entry.recorded_attributes if n in attributes} or None
+    return ExposureRecord(
+        id=exposure_id(entry, arm, unit),
+        project=entry.project,
+        experiment=entry.experiment,
+        run=entry.run,
+        epoch=entry.epoch,
+        variant=arm.key,
+        unit_type=entry.unit_type,
+        unit=unit,
+        at=at,
+        received_at=at,
+        attributes=kept,
+    )
+
+
+def exposure_id(entry: Entry, arm: Arm, unit: str) -> UUID:
+    """The same for every repeat of an exposure, on any router."""
+    name = f"{entry.experiment}\0{entry.run}\0{entry.epoch}\0{arm.key}\0{unit}"
+    return UUID(bytes=hashlib.blake2b(name.encode(), digest_size=16).digest())
+
+
+def unit_problem(unit: str) -> str | None:
+    """What is wrong with the id of a unit, or None."""
+    size = len(unit.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= MAX_UNIT_BYTES:
+        return f"must have 1 to {MAX_UNIT_BYTES} bytes of UTF-8, has {size}"
+    if "\0" in unit:
+        return "must not contain U+0000"
+    return None

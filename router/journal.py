@@ -1,0 +1,348 @@
+"""The journal: what a router has acknowledged, on its own disk, until Postgres has it.
+
+Group commit: one thread writes and syncs; whatever arrives while it does is written together by the
+next. The event loop owns all state but the files, and never waits for the disk.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
+from uuid import UUID, uuid4
+
+import msgspec
+
+from router.frames import frame
+from router.records import Record, encode
+from router.segments import (
+    OS_DISK,
+    Disk,
+    JournalError,
+    JournalLockedError,
+    Segment,
+    SegmentFolder,
+    read_segment,
+)
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "OS_DISK",
+    "Disk",
+    "Durability",
+    "Journal",
+    "JournalClosedError",
+    "JournalError",
+    "JournalFullError",
+    "JournalLockedError",
+    "JournalWriteError",
+    "Limits",
+    "Segment",
+]
+
+logger = logging.getLogger(__name__)
+
+Durability: TypeAlias = Literal["synced", "written"]
+
+_MIB = 1024 * 1024
+
+
+class JournalFullError(JournalError):
+    """There is no room for more; it comes back when segments were shipped."""
+
+
+class JournalWriteError(JournalError):
+    """The disk refused: nothing that waited for this write is kept."""
+
+
+class JournalClosedError(JournalError):
+    """The journal is closed."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much a journal holds. Each may be exceeded by one append."""
+
+    segment_bytes: int = 16 * _MIB
+    unshipped_bytes: int = 1024 * _MIB
+    waiting_bytes: int = 64 * _MIB
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """Frames that wait to be written, or a wish to seal the segment after what came before."""
+
+    data: bytes
+    at: datetime
+    done: asyncio.Future[None]
+    seals: bool = False
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """What the thread tells the event loop after a write."""
+
+    sealed: list[Segment]
+    size: int
+    begun_at: datetime | None
+    write_error: Exception | None = None
+    seal_error: Exception | None = None
+
+
+class Journal:
+    """An append-only log in a folder of its own, held by one process, used by one event loop."""
+
+    def __init__(
+        self,
+        files: SegmentFolder,
+        thread: ThreadPoolExecutor,
+        clock: Callable[[], datetime],
+        limits: Limits,
+    ) -> None:
+        """Use `open`."""
+        self._files = files
+        self._thread = thread
+        self._clock = clock
+        self._limits = limits
+        self._sealed = {segment.number: segment for segment in files.take_sealed()}
+        self._sealed_bytes = sum(segment.size for segment in self._sealed.values())
+        self._active_bytes = files.size
+        self._active_begun_at = files.begun_at
+        self._damaged = files.damaged
+        self._failures = 0
+        self._queue: deque[_Entry] = deque()
+        self._waiting_bytes = 0
+        self._busy = False
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._writer = asyncio.create_task(self._run(), name="journal writer")
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        clock: Callable[[], datetime],
+        *,
+        durability: Durability = "synced",
+        limits: Limits = DEFAULT_LIMITS,
+        new_id: Callable[[], UUID] = uuid4,
+        disk: Disk = OS_DISK,
+    ) -> Self:
+        """Take the folder, making it if need be, and recover what the last process left there.
+
+        Raises:
+            JournalLockedError: if another process holds the folder.
+            JournalError: if the folder is not a journal's.
+            OSError: if it cannot be used.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        take = partial(
+            SegmentFolder, folder, synced=durability == "synced", disk=disk, new_id=new_id
+        )
+        try:
+            files = await asyncio.get_running_loop().run_in_executor(thread, take)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(files, thread, clock, limits)
+
+    @property
+    def id(self) -> UUID:
+        """The journal's own name, kept in its folder."""
+        return self._files.id
+
+    @property
+    def depth(self) -> int:
+        """Bytes that Postgres does not have yet."""
+        return self._sealed_bytes + self._active_bytes + self._waiting_bytes
+
+    @property
+    def oldest_at(self) -> datetime | None:
+        """When the oldest record came that Postgres does not have; None if it has all."""
+        known = (segment.begun_at for segment in self._sealed.values())
+        return next((at for at in known if at is not None), self._active_begun_at)
+
+    @property
+    def full(self) -> bool:
+        """Whether `append` refuses for want of room."""
+        return (
+            self.depth >= self._limits.unshipped_bytes
+            or self._waiting_bytes >= self._limits.waiting_bytes
+        )
+
+    @property
+    def failures(self) -> int:
+        """Writes and syncs that failed since the start."""
+        return self._failures
+
+    @property
+    def torn(self) -> int:
+        """Ends of writes that never finished, cut off at the start: 0 or 1."""
+        return self._files.torn
+
+    @property
+    def damaged(self) -> int:
+        """Damaged places that were found, and set aside, since the start."""
+        return self._damaged
+
+    def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        """Queue records; the future is done when all of them are on disk (or written).
+
+        They are queued before this returns, so a `rotate` that begins later covers them.
+
+        Raises:
+            JournalFullError: if there is no room; nothing is queued.
+            JournalClosedError: if the journal is closed.
+            ValueError: if a record cannot be written down, as with a lone surrogate in a text.
+            (from the future) JournalWriteError: if the disk refused; none of them is kept.
+        """
+        if self._closing:
+            raise JournalClosedError("the journal is closed")
+        if self.full:
+            raise JournalFullError(
+                f"the journal is full: {self.depth} bytes are not shipped, of which"
+                f" {self._waiting_bytes} wait to be written"
+            )
+        return self._enqueue(b"".join([frame(encode(record)) for record in records]))
+
+    async def rotate(self) -> None:
+        """Wait until all that was appended before this call is in sealed segments.
+
+        Raises:
+            JournalWriteError: if the disk refused.
+            JournalClosedError: if the journal is closed.
+        """
+        if self._closing:
+            raise JournalClosedError("the journal is closed")
+        if self._queue or self._busy or self._active_bytes:
+            await self._enqueue(b"", seals=True)
+
+    def sealed(self) -> list[Segment]:
+        """The segments that wait to be shipped, in the order of their numbers."""
+        return list(self._sealed.values())
+
+    async def read(self, segment: Segment) -> list[bytes]:
+        """The records of a sealed segment, as `records.decode` takes them, by their ordinals.
+
+        What is damaged is set aside and reported; the rest is given.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
+        payloads, damaged = await asyncio.to_thread(read_segment, segment.path)
+        self._damaged += damaged
+        return payloads
+
+    async def remove(self, segment: Segment) -> None:
+        """Remove a sealed segment, since Postgres has it.
+
+        The folder is not synced: after a power cut the segment may be back, and is shipped again,
+        which Postgres notices by its number.
+
+        Raises:
+            OSError: if the file cannot be removed.
+        """
+        await asyncio.to_thread(segment.path.unlink, missing_ok=True)
+        if self._sealed.pop(segment.number, None) is not None:
+            self._sealed_bytes -= segment.size
+
+    async def close(self) -> None:
+        """Write and seal what waits, end the thread and give the folder free."""
+        if self._closing:
+            return
+        self._closing = True
+        sealed = self._enqueue(b"", seals=True)
+        try:
+            await self._writer
+            with contextlib.suppress(JournalWriteError):  # it is logged; the next start recovers
+                await sealed
+        finally:
+            self._thread.shutdown()
+            self._files.close()
+
+    def _enqueue(self, data: bytes, *, seals: bool = False) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Entry(data, self._clock(), done, seals))
+        self._waiting_bytes += len(data)
+        self._wake.set()
+        return done
+
+    async def _run(self) -> None:
+        while self._queue or not self._closing:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._commit(self._take())
+
+    def _take(self) -> list[_Entry]:
+        """What the next write takes: all that waits, up to a segment's size or a wish to seal."""
+        batch: list[_Entry] = []
+        size = 0
+        while self._queue and size < self._limits.segment_bytes:
+            entry = self._queue.popleft()
+            batch.append(entry)
+            size += len(entry.data)
+            if entry.seals:
+                break
+        return batch
+
+    async def _commit(self, batch: list[_Entry]) -> None:
+        self._busy = True
+        try:
+            stored = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._store, batch
+            )
+        finally:
+            self._busy = False
+            self._waiting_bytes -= sum(len(entry.data) for entry in batch)
+        for segment in stored.sealed:
+            self._sealed[segment.number] = segment
+            self._sealed_bytes += segment.size
+        self._active_bytes = stored.size
+        self._active_begun_at = stored.begun_at
+        for error in (stored.write_error, stored.seal_error):
+            if error is not None:
+                self._failures += 1
+                logger.error(
+                    "journal write failed", extra={"journal": str(self.id), "error": str(error)}
+                )
+        for entry in batch:
+            _settle(entry.done, stored.seal_error if entry.seals else stored.write_error)
+
+    def _store(self, batch: list[_Entry]) -> _Stored:
+        """In the thread: write, sync, and seal if that is due.
+
+        Every kind of error is handed over: whoever waits must hear of it.
+        """
+        files = self._files
+        write_error: Exception | None = None
+        seal_error: Exception | None = None
+        data = b"".join([entry.data for entry in batch])
+        if data:
+            try:
+                files.write(data, batch[0].at)
+            except Exception as error:
+                write_error = error
+        if batch[-1].seals or files.size >= self._limits.segment_bytes:
+            try:
+                files.seal()
+            except Exception as error:
+                seal_error = error
+        return _Stored(files.take_sealed(), files.size, files.begun_at, write_error, seal_error)
+
+
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():  # whoever waited has gone
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        # One exception for each: a shared one would collect the tracebacks of all who wait.
+        failure = JournalWriteError(f"the journal could not write: {error}")
+        failure.__cause__ = error
+        done.set_exception(failure)

@@ -1,0 +1,119 @@
+"""Puts the doors of all rooms together into one ASGI app."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar, Request, Response, Router, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+import analysis.api
+import experiments.api
+import router.api
+from analysis.api import AnalysisPlane
+from experiments.api import ControlPlane
+from experiments.doors import (
+    handle_http_exception,
+    handle_problem,
+    json_response,
+    permission_guard,
+)
+from experiments.problems import CATALOGUE, FIELD_TYPES, ProblemError
+from router.api import DataPlane
+from turnout.health import Readiness
+from turnout.telemetry import RequestTelemetry
+
+logger = logging.getLogger(__name__)
+
+DOORS: Final[list[HTTPRouteHandler]] = [
+    *experiments.api.ROUTES,
+    *router.api.ROUTES,
+    *analysis.api.ROUTES,
+]
+"""Every door that asks for a key; each names the permission that it takes."""
+
+
+class Planes(msgspec.Struct, frozen=True):
+    """What the doors work with."""
+
+    control: ControlPlane
+    data: DataPlane
+    analysis: AnalysisPlane
+    readiness: Readiness
+    registry: CollectorRegistry
+    new_request_id: Callable[[], str]
+
+
+def create_app(planes: Planes) -> ASGIApp:
+    """The whole service as an ASGI app."""
+
+    @get("/healthz", tags=["operation"], summary="Whether the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/readyz", tags=["operation"], summary="Whether it can serve, and what is degraded")
+    async def readyz() -> Response[bytes]:
+        state = planes.readiness.check()
+        return json_response(state, 200 if state.ready else 503)
+
+    @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
+    async def metrics() -> Response[bytes]:
+        return Response(generate_latest(planes.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @get("/problems", tags=["operation"], summary="The catalogue of problem types")
+    async def problems() -> dict[str, Any]:
+        types = {kind: {"status": s, "title": t} for kind, (s, t) in CATALOGUE.items()}
+        return {"types": types, "field_types": FIELD_TYPES}
+
+    guarded = Router(
+        path="/",
+        route_handlers=DOORS,
+        guards=[permission_guard(planes.data.refresher, planes.control.clock)],
+        security=[{"bearer": []}, {"apiKey": []}],
+    )
+    app = Litestar(
+        route_handlers=[healthz, readyz, metrics, problems, guarded],
+        dependencies={
+            "control": Provide(lambda: planes.control, sync_to_thread=False),
+            "plane": Provide(lambda: planes.data, sync_to_thread=False),
+            "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),
+        },
+        exception_handlers={
+            ProblemError: handle_problem,
+            HTTPException: handle_http_exception,
+            500: _handle_defect,
+        },
+        openapi_config=OpenAPIConfig(
+            title="Turnout",
+            version="1",
+            description="Experimentation and traffic allocation",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
+            components=Components(
+                security_schemes={
+                    "bearer": SecurityScheme(type="http", scheme="bearer"),
+                    "apiKey": SecurityScheme(
+                        type="apiKey", name="X-API-Key", security_scheme_in="header"
+                    ),
+                }
+            ),
+        ),
+        logging_config=None,
+        debug=False,
+    )
+    return RequestTelemetry(app, planes.registry, planes.new_request_id)
+
+
+def _handle_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    logger.error("defect", exc_info=error)
+    return handle_problem(
+        request, ProblemError("internal", "Something broke; the request id finds it in our log")
+    )

@@ -1,0 +1,109 @@
+"""Commands that talk to a running Turnout through its doors."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import yaml
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+
+
+class ClientError(Exception):
+    """The command could not be carried out; one line says why."""
+
+
+@contextlib.contextmanager
+def connect(url: str | None, environment: Mapping[str, str]) -> Iterator[httpx.Client]:
+    """A client of a Turnout, with the key of `TURNOUT_API_KEY`.
+
+    Raises:
+        ClientError: without a key, or where the server does not answer.
+    """
+    key = environment.get("TURNOUT_API_KEY", "")
+    if not key:
+        raise ClientError("set TURNOUT_API_KEY to a key of the project")
+    base_url = url or environment.get("TURNOUT_URL") or DEFAULT_URL
+    try:
+        with httpx.Client(
+            base_url=base_url, headers={"Authorization": f"Bearer {key}"}, timeout=30
+        ) as client:
+            yield client
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ClientError(f"{base_url} does not answer: {error}") from error
+
+
+def read_definitions(file: str) -> list[Any]:
+    """The definitions in a YAML or JSON file, one a document.
+
+    Raises:
+        ClientError: if it cannot be read.
+    """
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        return [document for document in yaml.safe_load_all(text) if document is not None]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClientError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+
+
+def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
+    """Create experiments that do not exist, and bring others to their definitions; a line each.
+
+    Raises:
+        ClientError: at the first one that is refused, with every wrong field.
+    """
+    for definition in definitions:
+        key = definition.get("key", "") if isinstance(definition, dict) else ""
+        current = client.get(f"/v1/experiments/{key}") if isinstance(key, str) and key else None
+        if current is None or current.status_code == 404:
+            created = _checked(client.post("/v1/experiments", json=definition))
+            yield f"{created['key']}: created, revision 1"
+            continue
+        before = _checked(current)
+        changed = _checked(
+            client.patch(
+                f"/v1/experiments/{key}",
+                json=_as_patch(before["definition"], definition),
+                headers={"If-Match": current.headers["etag"]},
+            )
+        )
+        same = changed["revision"] == before["revision"]
+        yield f"{key}: {'unchanged' if same else 'changed'}, revision {changed['revision']}"
+
+
+def _as_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that makes a definition what the file says: what it leaves out is unset."""
+    return {**dict.fromkeys(before), **after}
+
+
+def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
+    """The significance report of an experiment.
+
+    Raises:
+        ClientError: if there is no such experiment, or the key may not read it.
+    """
+    accept = "application/json" if as_json else "text/markdown"
+    answer = client.get(f"/v1/experiments/{key}/report", headers={"Accept": accept})
+    _check(answer)
+    return answer.text
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    _check(answer)
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def _check(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    try:
+        problem = answer.json()
+        fields = "".join(f"\n  {e['path']}: {e['detail']}" for e in problem.get("errors", ()))
+        detail = f"{problem['detail']}{fields}"
+    except (ValueError, KeyError):
+        detail = answer.text[:200]
+    raise ClientError(f"{answer.status_code}: {detail}")

@@ -1,0 +1,336 @@
+"""Assembles a running Turnout: servers, pools, journal, tasks, and the web server in front."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import uuid4
+
+import asyncpg
+import msgspec
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from analysis.api import AnalysisPlane
+from analysis.controller import Controller
+from analysis.controller import Pace as ControllerPace
+from analysis.telemetry import AnalysisMetrics
+from experiments import store
+from experiments.api import ControlPlane
+from experiments.keys import new_key
+from router.api import DataPlane
+from router.journal import Journal, JournalError, Limits
+from router.metrics import RouterMetrics
+from router.recording import Recorder
+from router.refresher import Refresher
+from router.shipper import Pace as ShipperPace
+from router.shipper import Shipper
+from turnout.app import Planes, create_app
+from turnout.embedded import EmbeddedError, LiveServers, embedded_servers
+from turnout.health import Readiness
+from turnout.migrate import migrate
+from turnout.settings import Settings
+
+OLDEST_POSTGRES: Final = 150_000
+CONNECT_TIMEOUT: Final = 10.0
+QUERY_TIMEOUT: Final = 30.0
+DRAIN_SECONDS: Final = 10
+logger = logging.getLogger(__name__)
+
+
+class CannotRunError(Exception):
+    """Turnout cannot run; one line says why."""
+
+
+class Backends(msgspec.Struct, frozen=True):
+    """The Postgres and the Redis to use. `died` returns, with a line, when one of ours has ended;
+    it is None where both are somebody else's."""
+
+    database_url: str
+    redis_url: str
+    died: Callable[[], Awaitable[str]] | None
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+@contextlib.asynccontextmanager
+async def backends(settings: Settings) -> AsyncIterator[Backends]:
+    """The configured servers; what is not configured is started in the data folder."""
+    if settings.database_url and settings.redis_url:
+        yield Backends(settings.database_url, settings.redis_url, None)
+        return
+    async with embedded_servers(settings.data_path) as servers:
+        live: LiveServers = servers
+        yield Backends(
+            settings.database_url or live.database_url,
+            settings.redis_url or live.redis_url,
+            live.died,
+        )
+
+
+@contextlib.asynccontextmanager
+async def connected(database_url: str) -> AsyncIterator[store.Pool]:
+    """A pool of connections to a database of the right age, migrated.
+
+    Raises:
+        CannotRunError: if it cannot be reached or is too old.
+        MigrationError: if it is ahead of this code.
+    """
+    try:
+        pool = await asyncpg.create_pool(
+            database_url,
+            min_size=1,
+            max_size=12,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=QUERY_TIMEOUT,
+            server_settings={"application_name": "turnout", "timezone": "UTC"},
+        )
+    except (OSError, TimeoutError, ValueError, *store.PostgresError) as error:
+        raise CannotRunError(f"cannot reach Postgres: {_line(error)}") from error
+    try:
+        async with pool.acquire() as connection:
+            version = int(await connection.fetchval("show server_version_num"))
+            if version < OLDEST_POSTGRES:
+                raise CannotRunError(f"Postgres 15 or later is needed, this is {version // 10_000}")
+            await migrate(connection)
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), timeout=5)
+        except TimeoutError:
+            pool.terminate()
+
+
+def redis_client(url: str) -> Redis:
+    """A client of Redis that gives up soon: Redis is a hint here, never waited for."""
+    client: Redis = Redis.from_url(
+        url,
+        socket_connect_timeout=2,
+        socket_timeout=10,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=30,
+    )
+    return client
+
+
+async def bootstrap(pool: store.Pool, project: str) -> str | None:
+    """Make the first project and its admin key; the key's text, or None if there was one before."""
+    now = utc_now()
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("lock table api_key in share row exclusive mode")
+        await store.create_project(connection, project, now)
+        if await store.any_key(connection):
+            return None
+        text, key = new_key(project, "admin", "first admin key", now, secrets.token_bytes)
+        await store.insert_key(connection, key)
+        return text
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        CannotRunError: if the port is in use or the address is none of ours.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise CannotRunError(f"cannot listen on {host}:{port}: {_line(error)}") from error
+    listener.setblocking(False)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for signals: those the process handles, so that all tasks end in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Capture none."""
+        yield
+
+
+async def run(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Run Turnout, all in one process, until SIGINT or SIGTERM.
+
+    Args:
+        announce: takes the lines that an operator should see: the address, the first admin key.
+
+    Raises:
+        CannotRunError: if it cannot start, or something that it needs has ended.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
+    with listen(settings.host, settings.port) as listener:
+        try:
+            async with backends(settings) as behind, connected(behind.database_url) as pool:
+                await _serve(settings, behind, pool, listener, announce)
+        except EmbeddedError as error:
+            raise CannotRunError(str(error)) from error
+
+
+async def _serve(
+    settings: Settings,
+    behind: Backends,
+    pool: store.Pool,
+    listener: socket.socket,
+    announce: Callable[[str], None],
+) -> None:
+    admin_key = await bootstrap(pool, settings.project)
+    try:
+        journal = await Journal.open(
+            settings.data_path / "journal",
+            clock=utc_now,
+            durability=settings.durability,
+            limits=Limits(unshipped_bytes=settings.journal_limit_mib * 1024 * 1024),
+        )
+    except (JournalError, OSError) as error:
+        raise CannotRunError(f"cannot open the journal: {_line(error)}") from error
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(journal.close)
+        redis = redis_client(behind.redis_url)
+        stack.push_async_callback(redis.aclose)
+        registry = CollectorRegistry()
+        refresher = Refresher(
+            pool, redis, utc_now, settings.length("snapshot_poll").total_seconds()
+        )
+        await refresher.refresh()
+        shipper = Shipper(
+            pool,
+            journal,
+            utc_now,
+            random.Random(),  # noqa: S311 - jitter, not secrets
+            ShipperPace(interval=settings.length("ship_every").total_seconds()),
+        )
+        controller = Controller(
+            pool,
+            redis,
+            utc_now,
+            f"{socket.gethostname()}:{os.getpid()}:{uuid4()}",
+            ControllerPace(settings.length("tick"), settings.length("lateness")),
+            AnalysisMetrics(registry),
+        )
+        metrics = RouterMetrics(registry)
+        _observe_journal(registry, journal, shipper)
+        app = create_app(
+            Planes(
+                control=ControlPlane(pool, redis, utc_now, secrets.token_bytes),
+                data=DataPlane(refresher, Recorder(journal, metrics), metrics, utc_now),
+                analysis=AnalysisPlane(pool),
+                readiness=Readiness(refresher, journal, utc_now),
+                registry=registry,
+                new_request_id=lambda: uuid4().hex,
+            )
+        )
+        server = _web_server(app)
+        if admin_key is not None:
+            announce(f"Admin key of project {settings.project} (shown this once): {admin_key}")
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        announce(f"Turnout serves on http://{shown}:{port}")
+        await _supervise(
+            server, listener, [refresher.run(), shipper.run(), controller.run()], behind.died
+        )
+        # The doors are shut: what they acknowledged last goes to Postgres while it is still there.
+        with contextlib.suppress(OSError, TimeoutError, JournalError, *store.PostgresError):
+            await asyncio.wait_for(shipper.finish(), timeout=DRAIN_SECONDS)
+
+
+def _web_server(app: Any) -> Server:
+    return Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            backlog=1024,
+        )
+    )
+
+
+async def _supervise(
+    server: Server,
+    listener: socket.socket,
+    background: list[Coroutine[Any, Any, None]],
+    died: Callable[[], Awaitable[str]] | None,
+) -> None:
+    """Serve until a signal or a death; then drain, and cancel and await every task."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _stop, server)
+    serving = loop.create_task(server.serve(sockets=[listener]), name="web server")
+    tasks = [loop.create_task(coroutine) for coroutine in background]
+    obituary = loop.create_task(_wait_for(died)) if died is not None else None
+    watched = [serving, *tasks, *([obituary] if obituary is not None else [])]
+    try:
+        done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        _stop(server)
+        await serving
+        for task in done - {serving}:
+            raise CannotRunError(
+                task.result() if task is obituary else f"a task ended: {task.exception()!r}"
+            )
+    finally:
+        for task in watched:
+            task.cancel()
+        await asyncio.gather(*watched, return_exceptions=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _stop(server: Server) -> None:
+    server.should_exit = True
+
+
+async def _wait_for(died: Callable[[], Awaitable[str]]) -> str:
+    return await died()
+
+
+def _observe_journal(registry: CollectorRegistry, journal: Journal, shipper: Shipper) -> None:
+    def age() -> float:
+        oldest = journal.oldest_at
+        return 0.0 if oldest is None else (utc_now() - oldest).total_seconds()
+
+    def lag() -> float:
+        through = shipper.shipped_through
+        return 0.0 if through is None else (utc_now() - through).total_seconds()
+
+    for name, text, read in (
+        (
+            "turnout_journal_bytes",
+            "Bytes in the journal that Postgres lacks",
+            lambda: journal.depth,
+        ),
+        ("turnout_journal_age_seconds", "Age of the oldest record that Postgres lacks", age),
+        ("turnout_journal_full", "1 while the journal refuses records", lambda: journal.full),
+        ("turnout_journal_failures", "Writes and syncs that failed", lambda: journal.failures),
+        ("turnout_journal_damaged", "Damaged places set aside", lambda: journal.damaged),
+        ("turnout_shipping_lag_seconds", "Age of what was shipped last", lag),
+        ("turnout_shipping_failures", "Attempts to ship that failed", lambda: shipper.failures),
+        ("turnout_dead_letters", "Records set aside with a reason", lambda: shipper.letters),
+    ):
+        Gauge(name, text, registry=registry).set_function(read)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,92 @@
+"""Settings: `TURNOUT_*` variables, and flags of the same names. One table serves both."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from experiments.decoding import decode
+from experiments.model import Duration, Key, parse_duration
+from router.journal import Durability
+
+PREFIX: Final = "TURNOUT_"
+CLIENT_VARIABLES: Final = frozenset({"TURNOUT_URL", "TURNOUT_API_KEY"})
+"""Variables that belong to the commands that talk to a running Turnout, not to the service."""
+
+Port = Annotated[int, Meta(ge=0, le=65_535, description="a port, 0 to 65535 (0: any free one)")]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator can set. Each field is `TURNOUT_<NAME>` and `--<name>`."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    data_dir: str = "turnout-data"
+    database_url: str = ""
+    redis_url: str = ""
+    project: Key = "default"
+    durability: Durability = "synced"
+    journal_limit_mib: Annotated[int, Meta(ge=1, le=1_048_576)] = 1024
+    ship_every: Duration = "500ms"
+    snapshot_poll: Duration = "2s"
+    tick: Duration = "1s"
+    lateness: Duration = "5s"
+    log_level: LogLevel = "info"
+
+    @property
+    def data_path(self) -> Path:
+        """The data folder."""
+        return Path(self.data_dir)
+
+    def length(self, name: Literal["ship_every", "snapshot_poll", "tick", "lateness"]) -> timedelta:
+        """A setting that is a duration."""
+        return parse_duration(getattr(self, name))
+
+
+HELP: Final[dict[str, str]] = {
+    "host": "address to serve on",
+    "port": "port to serve on",
+    "data_dir": "folder of the journal and of the embedded Postgres and Redis",
+    "database_url": "Postgres to use (15 or later); without it one is started in the data folder",
+    "redis_url": "Redis to use (7 or later); without it one is started in the data folder",
+    "project": "the project that the first start makes, with an admin key",
+    "durability": "when a record counts as kept: `synced` to disk, or `written` to the system",
+    "journal_limit_mib": "most that the journal may hold before Postgres has it, in MiB",
+    "ship_every": "how often the journal is shipped to Postgres",
+    "snapshot_poll": "how often a router looks for changes that it was not told of",
+    "tick": "how often the controller folds and decides",
+    "lateness": "how late an outcome may come and still count for decisions",
+    "log_level": "debug, info, warning or error",
+}
+
+
+class SettingsError(Exception):
+    """Wrong settings: one line that names each of them."""
+
+
+def load_settings(environment: Mapping[str, str], flags: Mapping[str, str | None]) -> Settings:
+    """The settings from flags (which win) and variables.
+
+    Raises:
+        SettingsError: naming every wrong or unknown one.
+    """
+    texts = {
+        name.removeprefix(PREFIX).lower(): text
+        for name, text in environment.items()
+        if name.startswith(PREFIX) and name not in CLIENT_VARIABLES and text != ""
+    }
+    texts |= {name: text for name, text in flags.items() if text is not None}
+    decoded = decode(Settings, {name: _value(name, text) for name, text in texts.items()})
+    if decoded.problems:
+        wrong = "; ".join(f"{PREFIX}{p.path.upper()}: {p.detail}" for p in decoded.problems)
+        raise SettingsError(f"wrong settings: {wrong}")
+    return decoded.value
+
+
+def _value(name: str, text: str) -> str | int:
+    is_number = name in {"port", "journal_limit_mib"} and text.isascii() and text.isdigit()
+    return int(text) if is_number else text
