@@ -1,7 +1,0 @@
-"""placeholder"""
-
-from collections.abc import Callable
-
-
-def main(data_dir: str | None, say: Callable[[str], None]) -> int:
-    return 0
