@@ -1,18 +1,20 @@
 """The doors of analysis: the significance report and the ledger of decisions."""
 
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from litestar import Request, Response, get
+from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Dependency
+from litestar.params import SkipValidation
 
 from analysis.facts import read_facts
 from analysis.markdown import render
-from analysis.report import make_report
+from analysis.report import Report, make_report
 from experiments import lifecycle, store
-from experiments.api import Limit, page, read_cursor
-from experiments.doors import json_response, principal_of
+from experiments.api import Page, page, read_cursor
+from experiments.doors import Cursor, Limit, PathKey, json_response, principal_of
+from experiments.records import Decision
 
 MARKDOWN: Final = "text/markdown"
 
@@ -23,29 +25,37 @@ class AnalysisPlane(msgspec.Struct, frozen=True):
     pool: store.Pool
 
 
-Analysis: TypeAlias = Annotated[AnalysisPlane, Dependency(skip_validation=True)]
+Analysis: TypeAlias = NamedDependency[SkipValidation[AnalysisPlane]]
 
 
-@get("/v1/experiments/{key:str}/report", opt={"permission": "read"}, tags=["analysis"])
+@get(
+    "/v1/experiments/{key:str}/report",
+    opt={"permission": "read", "gives": Report},
+    tags=["analysis"],
+)
 async def read_report(
-    request: Request[Any, Any, Any], analysis: Analysis, key: str
+    request: Request[Any, Any, Any], analysis: Analysis, key: PathKey
 ) -> Response[bytes]:
     """The significance report of the current run: JSON, or Markdown by `Accept`."""
     async with analysis.pool.acquire() as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         report = make_report(await read_facts(connection, record))
     if request.accept.best_match(["application/json", MARKDOWN]) == MARKDOWN:
-        return Response(render(report).encode(), media_type=f"{MARKDOWN}; charset=utf-8")
+        return Response(render(report).encode(), media_type=MARKDOWN)
     return json_response(report)
 
 
-@get("/v1/experiments/{key:str}/decisions", opt={"permission": "read"}, tags=["analysis"])
+@get(
+    "/v1/experiments/{key:str}/decisions",
+    opt={"permission": "read", "gives": Page[Decision]},
+    tags=["analysis"],
+)
 async def list_decisions(
     request: Request[Any, Any, Any],
     analysis: Analysis,
-    key: str,
+    key: PathKey,
     limit: Limit = 100,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> Response[bytes]:
     """What the controller decided, the newest first, each with the evidence to compute it again."""
     async with analysis.pool.acquire() as connection:

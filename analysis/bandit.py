@@ -34,12 +34,19 @@ class Reallocation(msgspec.Struct, frozen=True):
 
 
 def propose(inputs: Inputs) -> Reallocation | None:
-    """The next weights, or None while the data do not carry a posterior for every variant."""
-    posteriors = posterior(inputs.arms, inputs.kind, inputs.warmup)
+    """The next weights, or None while the data do not carry a posterior for every variant.
+
+    Variants are taken in the order of their keys, since a sum of floats depends on the order, and
+    JSON in Postgres keeps none.
+    """
+    variants = sorted(inputs.weights)
+    arms = {variant: inputs.arms[variant] for variant in variants}
+    posteriors = posterior(arms, inputs.kind, inputs.warmup)
     if posteriors is None:
         return None
     best = probability_best(posteriors, inputs.goal)
-    weights = next_weights(best, inputs.weights, inputs.floor, inputs.max_step)
+    current = {variant: inputs.weights[variant] for variant in variants}
+    weights = next_weights(best, current, inputs.floor, inputs.max_step)
     return Reallocation(inputs, best, weights)
 
 

@@ -89,6 +89,9 @@ class Controller:
         except (OSError, TimeoutError, *store.PostgresError) as error:
             self._metrics.failures.labels("tick").inc()
             logger.warning("tick failed", extra={"error": repr(error)})
+        except Exception:  # a fault of ours must not stop the routers, which live beside this
+            self._metrics.failures.labels("tick").inc()
+            logger.exception("tick failed")
 
     async def tick(self) -> bool:
         """Do all that is due; whether this process leads."""
@@ -123,12 +126,11 @@ class Controller:
     async def _decide_safely(self, project: str, key: str) -> None:
         try:
             await self._decide(project, key)
-        except (asyncpg.PostgresError, ValueError) as error:
+        except (LostLeaseError, OSError, TimeoutError, asyncpg.InterfaceError):
+            raise
+        except Exception:  # whatever it is, the guards of the other experiments go on
             self._metrics.failures.labels("decision").inc()
-            logger.exception(
-                "decision failed",
-                extra={"project": project, "experiment": key, "error": repr(error)},
-            )
+            logger.exception("decision failed", extra={"project": project, "experiment": key})
 
     async def _decide(self, project: str, key: str) -> None:
         now = self._clock()
@@ -164,8 +166,9 @@ class Controller:
         policy = record.definition.policy
         if not isinstance(policy, ThompsonPolicy):
             return False
-        last = self._considered.get(record.id)
-        if last is not None and now - last < parse_duration(policy.every):
+        # A leader that is new waits, too: restarts must not make the steps follow faster.
+        last = self._considered.get(record.id, record.updated_at)
+        if now - last < parse_duration(policy.every):
             return False
         self._considered[record.id] = now
         return True

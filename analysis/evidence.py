@@ -44,7 +44,7 @@ BURN_IN_UNITS = 1000
 BURN_IN_UNITS_PER_ARM = 100
 """Of these, units that each arm needs; it is what binds at the 1 % step of a ramp."""
 
-MEMORY_UNITS = 10_000
+MEMORY_UNITS = 5_000
 """Units of an arm that the plug-ins remember; beyond that older ones fade, so that a drifting base
 rate or variance is followed."""
 
@@ -146,6 +146,10 @@ class Scores(msgspec.Struct, frozen=True):
     treatment_slope: float
     expected: float
     variance_factor: float
+
+    def second_moment(self, variance: float) -> float:
+        """E[X²] if the arms' means are the plug-ins and their outcomes have this variance."""
+        return self.expected * self.expected + self.variance_factor * variance
 
 
 def start(rule: GuardRule) -> GuardState:
@@ -338,30 +342,36 @@ def _log_factor_gaussian(rule: GuardRule, state: GuardState, cell: BlockCell) ->
 
     By Delyon's exp(x - x²/6) <= 1 + x + x²/3, exp(λX - λ²X²/6 - λ²σ²/3) has a conditional mean of
     at most 1 for any X with E[X | past] <= 0 and E[X² | past] <= σ²: no tail assumption, and an
-    outlier gains at most e^1.5. σ² is estimated from earlier blocks; it is the one thing that is
-    only asymptotically right, so it errs upwards, which can only lower the factor: each arm is
-    given the larger of the two arms' variances, because a treatment at 2 % of the traffic has seen
-    too few of its rare large values; and where the block's own ΣX² is larger than n σ², it is
-    taken instead, so that a sudden rise of the variance does not look like harm. λ = bet/σ.
+    outlier gains at most e^1.5. λ = bet/σ, with σ² from earlier blocks. That σ² is the one thing
+    that is only asymptotically right, so the penalty takes the largest of three, which can only
+    lower the factor:
+
+    * σ² from the past, each arm given the larger of the two arms' variances: a treatment at 2 % of
+      the traffic has seen too few of its rare large values;
+    * the block's own mean X²: the treatment's variance may have risen;
+    * σ² from the block's deviations from the plug-ins: the base rate may have jumped in both arms.
+      At 5 % of the traffic most blocks then show the control's share of the jump only, and without
+      this such a jump is taken for harm in most runs.
     """
     score = scores(rule, state, cell)
     larger = max(state.control.variance or 0.0, state.treatment.variance or 0.0)
-    spread = score.variance_factor * larger
-    sigma2 = spread + score.expected * score.expected
-    if spread <= 0.0:
+    if larger <= 0.0:
         return None
-    sum_x = sum_x2 = 0.0
-    for seen, at_zero, slope in (
-        (cell.control, score.control_at_zero, score.control_slope),
-        (cell.treatment, score.treatment_at_zero, score.treatment_slope),
+    sum_x = sum_x2 = deviations = 0.0
+    for seen, plugged, at_zero, slope in (
+        (cell.control, state.control, score.control_at_zero, score.control_slope),
+        (cell.treatment, state.treatment, score.treatment_at_zero, score.treatment_slope),
     ):
         mean_x = at_zero + slope * seen.mean[0]
+        shift = seen.mean[0] - plug_in(rule, plugged)
         sum_x += seen.n * mean_x
         sum_x2 += seen.n * mean_x * mean_x + slope * slope * seen.m2[0]
+        deviations += seen.n * shift * shift + seen.m2[0]
     n = cell.control.n + cell.treatment.n
-    sigma = math.sqrt(sigma2)
-    z, q = sum_x / sigma, sum_x2 / sigma2
-    return [bet * z - bet * bet * (q / 6.0 + max(n, q) / 3.0) for bet in rule.bets]
+    sigma2 = score.second_moment(larger)
+    z, q = sum_x / math.sqrt(sigma2), sum_x2 / sigma2
+    v = max(n, q, n * score.second_moment(deviations / n) / sigma2)
+    return [bet * z - bet * bet * (q / 6.0 + v / 3.0) for bet in rule.bets]
 
 
 def _is_burnt_in(state: GuardState) -> bool:

@@ -36,9 +36,10 @@ _LATE = """
 async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
     """All that the report of the current run is made from, as of one moment."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        reason = ""
+        rolled_back = None
         if record.epoch:
-            reason = (await store.get_epoch(connection, record.id, record.epoch)).reason
+            epoch = await store.get_epoch(connection, record.id, record.epoch)
+            rolled_back = epoch.reason if epoch.state == "rolled_back" else None
         return Facts(
             project=record.project,
             key=record.key,
@@ -49,7 +50,7 @@ async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
             ship=record.ship,
             started_at=await connection.fetchval(_RUN, record.id, record.run),
             watermark=await connection.fetchval(_WATERMARK),
-            state_reason=reason,
+            rolled_back=rolled_back,
             epochs=await _epochs(connection, record),
             metrics={
                 metric.key: await _metric_cells(connection, record, metric.key, metric.version)

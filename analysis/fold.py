@@ -7,7 +7,7 @@ commits come in does not matter.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,8 @@ from analysis.moments import Moments, empty, merge, remove
 from experiments.store import Connection
 
 BATCH_SEGMENTS: Final = 200
+BATCH_RECORDS: Final = 100_000
+"""What one fold takes at most, and one segment at least: it has to end well within a tick."""
 ROUTER_LIFE: Final = timedelta(seconds=30)
 """A router that was silent for longer holds the watermark back no more."""
 
@@ -26,52 +28,61 @@ _ROUTERS_SHIPPED_THROUGH = """
     select min(shipped_through) from journal where heartbeat_at > clock_timestamp() - $1::interval
 """
 _TAKE_SEGMENTS = """
-    update segment set folded_at = $2
-    where id in (
-        select id from segment where folded_at is null order by id limit $1 for update skip locked
-    )
+    with oldest as (
+        select id, records from segment where folded_at is null order by id limit $1
+    ),
+    counted as (select id, sum(records) over (order by id) - records as before from oldest)
+    update segment set folded_at = $3
+    where id in (select id from counted where before < $2)
     returning id, records
 """
-# A unit's first exposure among the new ones joins its enrolment or replaces it where it is earlier.
-# What comes back are the rows that are new or have changed, with what stood there before.
+_IS_LEFT_OVER = "select exists (select from segment where folded_at is null)"
+# A unit's first exposure among the new ones joins its enrolment or replaces it where it is earlier;
+# of two at one time that of the lower epoch counts, whichever came in first. `_ENROL` gives the
+# rows that are new or have changed. What stood there before is read first, by itself: joined to
+# them in one statement, whose rows the planner cannot count beforehand, it would cost their square.
+_ENROLLED_BEFORE = """
+    select e.id, e.variant, e.epoch, e.at, e.several
+    from (select distinct experiment, run, unit from exposure where segment = any($1)) x
+    join enrolment e using (experiment, run, unit)
+"""
 _ENROL = """
     with seen as (
         select x.experiment, x.run, x.project, x.unit_type, x.unit, x.variant, x.epoch, x.at,
                min(x.variant) over same <> max(x.variant) over same as several,
                row_number() over (
-                   partition by x.experiment, x.run, x.unit order by x.at, x.received_at, x.epoch
+                   partition by x.experiment, x.run, x.unit order by x.at, x.epoch, x.variant
                ) as place
         from exposure x
         join epoch e on e.experiment = x.experiment and e.number = x.epoch and e.run = x.run
         where x.segment = any($1)
         window same as (partition by x.experiment, x.run, x.unit)
     ),
-    first as (select * from seen where place = 1),
-    before as (select e.* from enrolment e join first using (experiment, run, unit)),
-    after as (
-        insert into enrolment as e
-            (experiment, run, project, unit_type, unit, variant, epoch, at, several)
-        select experiment, run, project, unit_type, unit, variant, epoch, at, several
-        from first order by experiment, run, unit
-        on conflict (experiment, run, unit) do update
-        set variant = case when excluded.at < e.at then excluded.variant else e.variant end,
-            epoch = case when excluded.at < e.at then excluded.epoch else e.epoch end,
-            at = least(excluded.at, e.at),
-            several = e.several or excluded.several or excluded.variant <> e.variant
-        where excluded.at < e.at
-           or (not e.several and (excluded.several or excluded.variant <> e.variant))
-        returning id, experiment, run, variant, epoch, at, several
-    )
-    select after.*, before.variant as old_variant, before.epoch as old_epoch,
-           before.at as old_at, before.several as old_several
-    from after left join before using (id)
+    first as (select * from seen where place = 1)
+    insert into enrolment as e
+        (experiment, run, project, unit_type, unit, variant, epoch, at, several)
+    select experiment, run, project, unit_type, unit, variant, epoch, at, several
+    from first order by experiment, run, unit
+    on conflict (experiment, run, unit) do update
+    set (at, epoch, variant) = (
+            select first.* from (
+                values (excluded.at, excluded.epoch, excluded.variant),
+                       (e.at, e.epoch, e.variant)
+            ) as first (at, epoch, variant)
+            order by at, epoch, variant limit 1
+        ),
+        several = e.several or excluded.several or excluded.variant <> e.variant
+    where (excluded.at, excluded.epoch, excluded.variant) < (e.at, e.epoch, e.variant)
+       or (not e.several and (excluded.several or excluded.variant <> e.variant))
+    returning id, experiment, run, variant, epoch, at, several
 """
 _TOUCHED = """
     select distinct e.id
     from outcome o join enrolment e using (project, unit_type, unit)
     where o.segment = any($1)
 """
-# A value is made of all outcomes in the unit's window whose segments are folded.
+# A value is made of all outcomes in the unit's window whose segments are folded. Outcomes beyond
+# 1e100 count as 1e100, so that no sum of them or of their squares overflows and stops the fold.
 _VALUES = """
     select e.id, e.experiment, e.run, e.variant, e.epoch, e.at, m.key, m.version, m.closed_through,
            m.block_seconds, v.value as old_value,
@@ -87,7 +98,10 @@ _VALUES = """
     cross join lateral (
         select count(*) as outcomes,
                count(*) filter (where o.value is distinct from 0) as conversions,
-               coalesce(sum(o.value), 0) as total
+               coalesce(
+                   sum(greatest(-1e100, least(o.value, 1e100))) filter (where o.value is not null),
+                   0
+               ) as total
         from outcome o join segment s on s.id = o.segment
         where o.project = e.project and o.unit_type = e.unit_type and o.unit = e.unit
           and o.event = m.event and o.at >= e.at and o.at < e.at + m.window_length
@@ -179,27 +193,30 @@ class _Enrolled(NamedTuple):
     at: datetime
 
 
+def _enrolled(row: asyncpg.Record) -> _Enrolled:
+    return _Enrolled(row["variant"], row["epoch"], row["at"])
+
+
 async def fold(connection: Connection, now: datetime) -> Folded:
     """Fold the oldest segments that were not folded yet, and move the watermark.
 
     The caller's transaction makes it all one: the segments' mark is the position.
     """
     shipped_through = await connection.fetchval(_ROUTERS_SHIPPED_THROUGH, ROUTER_LIFE)
-    taken = await connection.fetch(_TAKE_SEGMENTS, BATCH_SEGMENTS, now)
+    taken = await connection.fetch(_TAKE_SEGMENTS, BATCH_SEGMENTS, BATCH_RECORDS, now)
     segments = [row["id"] for row in taken]
     if segments:
+        stood = {row["id"]: row for row in await connection.fetch(_ENROLLED_BEFORE, segments)}
         enrolments = await connection.fetch(_ENROL, segments)
-        await _count_enrolments(connection, enrolments)
+        await _count_enrolments(connection, enrolments, stood)
         before = {
-            row["id"]: None
-            if row["old_at"] is None
-            else _Enrolled(row["old_variant"], row["old_epoch"], row["old_at"])
+            row["id"]: _enrolled(stood[row["id"]]) if row["id"] in stood else None
             for row in enrolments
         }
         touched = {row["id"] for row in await connection.fetch(_TOUCHED, segments)}
         values = await connection.fetch(_VALUES + _OF_UNITS, sorted(touched | before.keys()))
         await _apply(connection, values, before)
-    complete = len(segments) < BATCH_SEGMENTS
+    complete = not await connection.fetchval(_IS_LEFT_OVER)
     if complete and shipped_through is not None:
         await connection.execute(
             "update fold_position set watermark = greatest(watermark, $1)", shipped_through
@@ -228,17 +245,22 @@ async def backfill(connection: Connection) -> int:
     return len(waiting)
 
 
-async def _count_enrolments(connection: Connection, rows: Sequence[asyncpg.Record]) -> None:
+async def _count_enrolments(
+    connection: Connection,
+    rows: Sequence[asyncpg.Record],
+    stood: Mapping[int, asyncpg.Record],
+) -> None:
     counts: dict[tuple[int, int, str, int], list[int]] = defaultdict(lambda: [0, 0])
     for row in rows:
         run = (row["experiment"], row["run"])
         new = counts[*run, row["variant"], row["epoch"]]
         new[0] += 1
         new[1] += row["several"]
-        if row["old_at"] is not None:
-            old = counts[*run, row["old_variant"], row["old_epoch"]]
+        before = stood.get(row["id"])
+        if before is not None:
+            old = counts[*run, before["variant"], before["epoch"]]
             old[0] -= 1
-            old[1] -= row["old_several"]
+            old[1] -= before["several"]
     await connection.executemany(
         _COUNT_ENROLLED, [(*key, *count) for key, count in sorted(counts.items()) if any(count)]
     )
@@ -255,7 +277,7 @@ async def _apply(
     kept: list[tuple[int, str, str, float]] = []
     late: dict[tuple[int, int, str, str], int] = defaultdict(int)
     for row in rows:
-        now = _Enrolled(row["variant"], row["epoch"], row["at"])
+        now = _enrolled(row)
         old = before.get(row["id"], now)
         old_value = row["old_value"] or 0.0
         value = row["value"]

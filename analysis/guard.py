@@ -9,6 +9,7 @@ but not lowered: what is spent cannot be taken back.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -25,7 +26,7 @@ from analysis.evidence import (
     step,
 )
 from analysis.kinds import Goal
-from analysis.metrics import RunMetric, run_metric
+from analysis.metrics import RunMetric, block_of, run_metric
 from analysis.moments import EMPTY
 from experiments.model import Experiment, Margin
 from experiments.records import ExperimentRecord
@@ -36,7 +37,7 @@ _OPEN_ROWS = """
     where experiment = $1 and run = $2 and closed_at is null order by id
 """
 _SPENT = """
-    select coalesce(sum(alpha), 0) from guard_ledger
+    select coalesce(sum(alpha), 0) as alpha, min(alpha) as least from guard_ledger
     where experiment = $1 and run = $2 and generation = $3
 """
 _CLOSE_ROW = "update guard_ledger set closed_at = $2 where id = $1"
@@ -47,6 +48,7 @@ _OPEN_ROW = """
 """
 _KEEP_STATE = "update guard_ledger set state = $2 where id = $1"
 GENERATION: Final = 1
+_EXHAUSTED: Final = 1e-9
 
 Propensities = Mapping[int, Mapping[str, float]]
 """The propensity of each variant, by epoch."""
@@ -130,13 +132,17 @@ def _margin(margin: Margin | None) -> tuple[float, bool]:
 
 
 async def take_in(
-    connection: Connection, record: ExperimentRecord, since: datetime, now: datetime
+    connection: Connection,
+    record: ExperimentRecord,
+    now: datetime,
+    started_at: datetime | None = None,
 ) -> None:
     """Bring the ledger of a run in line with its definition.
 
     Args:
-        since: from when on the guard may see enrolments: the start of the run for those guardrails
-            that it started with, now for those that came later.
+        started_at: when the run started, for the guardrails that it starts with: they see all of
+            its blocks. Without it, those that are new see the blocks that begin from now on: a
+            margin that was chosen after a look at the data is not tested on them.
     """
     wanted = pairs(record.definition)
     rows = await read_ledger(connection, record.id, record.run)
@@ -145,26 +151,46 @@ async def take_in(
             await connection.execute(_CLOSE_ROW, row.id, now)
     new = [pair for pair in wanted if not any(pair.watched_by(row) for row in rows)]
     if new:
-        spent = await connection.fetchval(_SPENT, record.id, record.run, GENERATION)
-        share = (record.definition.guard.alpha - spent) / 2 / len(new)
+        spent = await connection.fetchrow(_SPENT, record.id, record.run, GENERATION)
+        assert spent is not None, "a sum has a row"  # noqa: S101 - an invariant
+        share = _share(record.definition.guard.alpha, len(new), *spent)
         await connection.executemany(
-            _OPEN_ROW, [_opening(record, pair, share, since, now) for pair in new]
+            _OPEN_ROW, [_opening(record, pair, share, now, started_at) for pair in new]
         )
 
 
+def _share(alpha: float, pairs: int, spent: float, least: float | None) -> float:
+    """What each of the pairs that come is given. After some thirty changes a difference of floats
+    says no more what is unspent; then a third of the least share so far is surely less than that.
+    """
+    unspent = alpha - spent
+    if least is None or unspent > _EXHAUSTED * alpha:
+        return unspent / 2 / pairs
+    return max(least / 3 / pairs, sys.float_info.min)
+
+
 def _opening(
-    record: ExperimentRecord, pair: Pair, share: float, since: datetime, now: datetime
+    record: ExperimentRecord,
+    pair: Pair,
+    share: float,
+    now: datetime,
+    started_at: datetime | None,
 ) -> tuple[object, ...]:
     rule = pair.rule(share)
+    metric = pair.metric
+    if started_at is None:
+        opened_block = block_of(now, metric.block_seconds)
+    else:
+        opened_block = metric.block_before(started_at)
     return (
         record.id,
         record.run,
         GENERATION,
-        pair.metric.key,
-        pair.metric.version,
+        metric.key,
+        metric.version,
         pair.variant,
         share,
-        pair.metric.block_before(since),
+        opened_block,
         now,
         msgspec.json.encode(rule).decode(),
         msgspec.json.encode(start(rule)).decode(),

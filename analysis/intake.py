@@ -58,6 +58,6 @@ async def _take_in(connection: Connection, row: asyncpg.Record, now: datetime) -
             metric.block_seconds,
             metric.block_before(row["started_at"]),
         )
-    since = row["started_at"] if row["analysed_revision"] == 0 else now
-    await guard.take_in(connection, record, since, now)
+    started_at = row["started_at"] if row["analysed_revision"] == 0 else None
+    await guard.take_in(connection, record, now, started_at)
     await connection.execute(_TAKEN_IN, record.id, record.run, record.revision)

@@ -15,9 +15,13 @@ _TAKE = """
     returning term
 """
 _HOLD = """
-    select true from lease
+    update lease set expires_at = clock_timestamp() + $4::interval
     where name = $1 and holder = $2 and term = $3 and expires_at > clock_timestamp()
-    for share
+    returning set_config(
+        'idle_in_transaction_session_timeout',
+        (1000 * extract(epoch from $4::interval))::int::text,
+        true
+    )
 """
 _GIVE_UP = """
     update lease set expires_at = '-infinity' where name = $1 and holder = $2 and term = $3
@@ -47,16 +51,17 @@ class Lease:
         return self.term
 
     async def hold(self, connection: Connection) -> int:
-        """Make sure, to the end of the transaction, that the term still is ours.
+        """Make sure, to the end of the transaction, that the term still is ours, and prolong it.
 
         The row stays locked, so that no other process can begin a term before this transaction
-        has ended.
+        has ended. A process that freezes in it does not lock the others out: the server ends a
+        transaction that is silent for as long as a lease lives.
 
         Raises:
             LostLeaseError: if it is not.
         """
         if self.term is None or not await connection.fetchval(
-            _HOLD, self._name, self._holder, self.term
+            _HOLD, self._name, self._holder, self.term, self._time_to_live
         ):
             raise LostLeaseError(f"{self._name} is led by another process")
         return self.term

@@ -5,11 +5,14 @@ spread of values around 1e12 survives.
 """
 
 import math
+import sys
 from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
+
+_ROUNDING = 64 * sys.float_info.epsilon
 
 
 class Moments(msgspec.Struct, frozen=True):
@@ -120,8 +123,10 @@ def merge(a: Moments, b: Moments) -> Moments:
 def remove(a: Moments, b: Moments) -> Moments:
     """The moments of the rows of `a` without those of `b`: the inverse of `merge`.
 
-    The count is exact. What cancellation leaves of a sum of squares below 0 becomes 0; whether
-    the rows of `b` really are among those of `a` only the caller can know.
+    The count is exact. What is left of a mean or a sum of squares becomes 0 where it is no more
+    than the rounding of what it is the difference of (or a sum of squares below 0): units that are
+    all 0 must not keep a trace of one that was not. Whether the rows of `b` really are among those
+    of `a` only the caller can know.
 
     Raises:
         ValueError: when `b` has more rows than `a`, or rows of another length.
@@ -135,14 +140,14 @@ def remove(a: Moments, b: Moments) -> Moments:
     if n == 0:
         return empty(a.d)
     delta = [x - y for x, y in zip(a.mean, b.mean, strict=True)]
-    mean = tuple(x + step * (b.n / n) for x, step in zip(a.mean, delta, strict=True))
+    mean = tuple(_difference(x, -step * (b.n / n)) for x, step in zip(a.mean, delta, strict=True))
     if n == 1:
         # One row has no spread; the subtraction would leave rounding in its place.
         return Moments(n=1, mean=mean, m2=(0.0,) * len(a.m2))
     weight = a.n * (b.n / n)
     m2 = []
     for x, y, (i, j) in zip(a.m2, b.m2, _pairs(a.d), strict=True):
-        left = x - y - delta[i] * delta[j] * weight
+        left = _difference(x, y + delta[i] * delta[j] * weight)
         m2.append(max(left, 0.0) if i == j else left)
     return Moments(n=n, mean=mean, m2=tuple(m2))
 
@@ -178,6 +183,12 @@ def conversions(cell: Moments) -> int:
     if not (0 <= count <= cell.n and math.isclose(cell.n * share, count, abs_tol=0.01)):
         raise ValueError(f"mean {share} of {cell.n} units is not a proportion of whole units")
     return count
+
+
+def _difference(x: float, y: float) -> float:
+    """x - y, or 0 where that is only what rounding made of it."""
+    left = x - y
+    return 0.0 if abs(left) <= _ROUNDING * max(abs(x), abs(y)) else left
 
 
 def _same_d(a: Moments, b: Moments) -> None:

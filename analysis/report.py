@@ -1,5 +1,6 @@
 """The significance report: from cells of moments to an answer in the analyst's terms. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
@@ -12,13 +13,13 @@ from analysis.metrics import run_metric
 from analysis.moments import EMPTY, Moments, merge
 from analysis.multiplicity import holm
 from analysis.ratio_check import EpochCounts, RatioCheck, check_ratio
-from analysis.sequence import DECISION_N, AlwaysValid, always_valid
+from analysis.sequence import DECISION_N, MIN_UNITS_PER_ARM, AlwaysValid, always_valid
 from experiments.model import AnalysisPlan, Experiment, Metric, Role, State, ThompsonPolicy
 
 Cells = Mapping[tuple[int, str], Moments]
 """Moments of a metric by (epoch, variant)."""
 
-Direction = Literal["better", "worse", "different"]
+Direction = Literal["better", "worse"]
 
 
 class EpochUnits(msgspec.Struct, frozen=True):
@@ -66,7 +67,8 @@ class Facts(msgspec.Struct, frozen=True):
     ship: str | None
     started_at: datetime | None
     watermark: datetime | None
-    state_reason: str
+    rolled_back: str | None
+    """Why the run was rolled back, if it was."""
     epochs: tuple[EpochUnits, ...]
     metrics: dict[str, MetricCells]
     guard: tuple[GuardView, ...]
@@ -174,14 +176,17 @@ def make_report(facts: Facts) -> Report:
 
 def strata(cells: Cells, control: str, treatment: str) -> list[Stratum]:
     """A comparison's strata: one an epoch, weighted by the units of all variants."""
+    units: Counter[int] = Counter()
+    for (epoch, _), moments in cells.items():
+        units[epoch] += moments.n
     return [
         Stratum(
             epoch=epoch,
             control=cells.get((epoch, control), EMPTY),
             treatment=cells.get((epoch, treatment), EMPTY),
-            units=sum(m.n for (e, _), m in cells.items() if e == epoch),
+            units=units[epoch],
         )
-        for epoch in sorted({epoch for epoch, _ in cells})
+        for epoch in sorted(units)
     ]
 
 
@@ -297,13 +302,14 @@ def conclude(
     """One line: what the plan supports, never more.
 
     In this order: a rollback is said with its reason; data that cannot be trusted or are not there
-    conclude nothing; a fixed reading says nothing before its planned units; then what is
-    significant by the plan's reading after correction, and only over primary metrics.
+    conclude nothing; a fixed reading says nothing before its planned units, a continuous one
+    nothing before enough units have finished; then what is significant by the plan's reading after
+    correction, and only over primary metrics.
     """
     plan = facts.definition.analysis
     total = sum(units.values())
-    if facts.state == "rolled_back":
-        return f"Rolled back to {facts.definition.control.key}: {facts.state_reason}."
+    if facts.rolled_back is not None:
+        return f"Rolled back to {facts.definition.control.key}: {facts.rolled_back}."
     if total == 0:
         return "No units yet: nothing is known."
     if ratio.mismatch:
@@ -313,12 +319,32 @@ def conclude(
         )
     if not any(metric.role == "primary" for metric in metrics):
         return "The plan names no primary metric, so it supports no conclusion."
-    if plan.reading == "fixed" and plan.units is not None and total < plan.units:
+    return _too_early(facts, total, metrics) or _verdict(findings(metrics, plan), metrics, plan)
+
+
+def _too_early(facts: Facts, total: int, metrics: Sequence[MetricReport]) -> str | None:
+    """Why the plan's reading says nothing yet, if it does not."""
+    plan = facts.definition.analysis
+    waiting = "Keep running" if facts.state in {"running", "paused"} else "The run ended too early"
+    if plan.reading == "fixed":
+        if plan.units is None or total >= plan.units:
+            return None
         return (
-            f"Keep running: {total} of {plan.units} planned units; the fixed-horizon reading "
+            f"{waiting}: {total} of {plan.units} planned units; the fixed-horizon reading "
             "supports no conclusion before they are there."
         )
-    return _verdict(findings(metrics, plan), metrics, plan)
+    finished = max(
+        min(c.continuous.n_control, c.continuous.n_treatment)
+        for metric in metrics
+        if metric.role == "primary"
+        for c in metric.comparisons
+    )
+    if finished >= MIN_UNITS_PER_ARM:
+        return None
+    return (
+        f"{waiting}: too few finished units, {finished} of the {MIN_UNITS_PER_ARM} that each arm "
+        "needs; the continuous reading supports no conclusion before they are there."
+    )
 
 
 def _verdict(found: Sequence[Finding], metrics: Sequence[MetricReport], plan: AnalysisPlan) -> str:
@@ -365,6 +391,13 @@ def _notes(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
         notes.append(
             "Weights followed the data: the effect is that of a unit's first assignment, and "
             "intervals are approximate where an epoch has few units of a variant."
+        )
+    waiting = {m.key: sum(arm.units - arm.finished for arm in m.arms.values()) for m in metrics}
+    if any(waiting.values()):
+        named = ", ".join(f"{count} of {key}" for key, count in waiting.items() if count)
+        notes.append(
+            "The fixed reading counts units that are still within their window by what came of "
+            f"them so far ({named}); the continuous one waits for them."
         )
     several = sum(sum(e.several.values()) for e in facts.epochs)
     if several:

@@ -3,29 +3,38 @@
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 from litestar import Request, Response, delete, get, patch, post, put
+from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Dependency, Parameter
+from litestar.params import QueryParameter, SkipValidation
 from msgspec import Meta
 from redis.asyncio import Redis
 
-from experiments import lifecycle, store
+from experiments import lifecycle, paths, store
 from experiments.allocation import propensities, traffic_of
 from experiments.announce import announce
-from experiments.decoding import decode
-from experiments.definition import parse_definition
-from experiments.doors import Clock, json_response, principal_of, read_json
+from experiments.definition import WEIGHT_TOLERANCE, parse_definition
+from experiments.doors import (
+    Clock,
+    Cursor,
+    Limit,
+    PathKey,
+    json_response,
+    principal_of,
+    read_as,
+    read_json,
+)
 from experiments.keys import ApiKey, Role, new_key
 from experiments.lifecycle import Change
 from experiments.model import Duration, Experiment, Key, Reason, Share, State, Text, parse_duration
 from experiments.problems import FieldProblem, ProblemError, invalid
-from experiments.records import Epoch, ExperimentRecord
+from experiments.records import Epoch, ExperimentRecord, Revision
 
 T = TypeVar("T")
-Limit = Annotated[int, Parameter(ge=1, le=500)]
+V = TypeVar("V")
 _ETAG = re.compile(r'^(?:W/)?"(\d+)"$')
 
 
@@ -38,7 +47,7 @@ class ControlPlane(msgspec.Struct, frozen=True):
     random_bytes: Callable[[int], bytes]
 
 
-Control: TypeAlias = Annotated[ControlPlane, Dependency(skip_validation=True)]
+Control: TypeAlias = NamedDependency[SkipValidation[ControlPlane]]
 
 
 class Reasoned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,14 +125,14 @@ class EpochView(msgspec.Struct, frozen=True):
     slots: list[tuple[str | None, int]]
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(msgspec.Struct, Generic[V], frozen=True):
     """A part of a list; `next_cursor` leads to the next, and is null at the end."""
 
-    items: list[Any]
+    items: list[V]
     next_cursor: str | None
 
 
-def page(items: list[T], limit: int, view: Callable[[T], Any], place: Callable[[T], int]) -> Page:
+def page(items: list[T], limit: int, view: Callable[[T], V], place: Callable[[T], int]) -> Page[V]:
     """A page of `limit` out of items fetched with `limit + 1`."""
     more = len(items) > limit
     shown = items[:limit]
@@ -141,18 +150,6 @@ def read_cursor(cursor: str | None) -> int | None:
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
         raise invalid([FieldProblem("cursor", "value", "must be a `next_cursor` of this list")])
     return int(cursor)
-
-
-def read_as(kind: type[T], data: Any) -> T:
-    """A body as this Struct.
-
-    Raises:
-        ProblemError: `invalid` with every wrong field.
-    """
-    decoded = decode(kind, data)
-    if decoded.problems:
-        raise invalid(decoded.problems)
-    return decoded.value
 
 
 def epoch_view(epoch: Epoch) -> EpochView:
@@ -215,21 +212,24 @@ def _key_view(key: ApiKey, text: str = "") -> KeyView:
     return KeyView(key.id, key.project, key.role, key.note, key.created_at, key.expires_at, text)
 
 
-def _checked_weights(change: AllocationChange, record: ExperimentRecord) -> dict[str, float]:
-    weights = change.weights or {}
+def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dict[str, float]:
     known = record.definition.weights
     problems = [
-        FieldProblem(f"weights.{key}", "unknown", f"there are {', '.join(known)}")
+        FieldProblem(paths.field("weights", key), "unknown", f"there are {', '.join(known)}")
         for key in weights
         if key not in known
     ]
     problems += [
-        FieldProblem(f"weights.{key}", "missing", "give every variant its weight")
+        FieldProblem(paths.field("weights", key), "missing", "give every variant its weight")
         for key in known
         if key not in weights
     ]
     total = sum(weights.values())
-    if not problems and abs(total - 1) > 1e-6:
+    control = record.definition.control.key
+    if weights.get(control) == 0:
+        detail = "must be above 0: all others are compared with the control"
+        problems.append(FieldProblem(f"weights.{control}", "value", detail))
+    if not problems and abs(total - 1) > WEIGHT_TOLERANCE:
         problems.append(FieldProblem("weights", "value", f"must sum to 1, sum to {total:.6g}"))
     if problems:
         raise invalid(problems)
@@ -250,7 +250,11 @@ async def _change(
     return _experiment_response(view, status)
 
 
-@post("/v1/experiments", opt={"permission": "write"}, tags=["experiments"])
+@post(
+    "/v1/experiments",
+    opt={"permission": "write", "takes": Experiment, "gives": ExperimentView},
+    tags=["experiments"],
+)
 async def create_experiment(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """Define an experiment. It is a draft until it is started."""
     definition = parse_definition(await read_json(request))
@@ -266,13 +270,17 @@ async def create_experiment(request: Request[Any, Any, Any], control: Control) -
     return response
 
 
-@get("/v1/experiments", opt={"permission": "read"}, tags=["experiments"])
+@get(
+    "/v1/experiments",
+    opt={"permission": "read", "gives": Page[ExperimentView]},
+    tags=["experiments"],
+)
 async def list_experiments(
     request: Request[Any, Any, Any],
     control: Control,
     limit: Limit = 100,
-    cursor: str | None = None,
-    in_state: Annotated[State | None, Parameter(query="state")] = None,
+    cursor: Cursor = None,
+    in_state: Annotated[State | None, QueryParameter(name="state")] = None,
 ) -> Response[bytes]:
     """The project's experiments, the newest first."""
     async with control.pool.acquire() as connection:
@@ -283,9 +291,13 @@ async def list_experiments(
     return json_response(page(records, limit, lambda r: views[r.id], lambda r: r.id))
 
 
-@get("/v1/experiments/{key:str}", opt={"permission": "read"}, tags=["experiments"])
+@get(
+    "/v1/experiments/{key:str}",
+    opt={"permission": "read", "gives": ExperimentView},
+    tags=["experiments"],
+)
 async def read_experiment(
-    request: Request[Any, Any, Any], control: Control, key: str
+    request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """An experiment as it stands; its `ETag` is its revision."""
     async with control.pool.acquire() as connection:
@@ -293,9 +305,13 @@ async def read_experiment(
         return _experiment_response(await _view(connection, record))
 
 
-@patch("/v1/experiments/{key:str}", opt={"permission": "write"}, tags=["experiments"])
+@patch(
+    "/v1/experiments/{key:str}",
+    opt={"permission": "write", "takes": dict[str, Any], "gives": ExperimentView},
+    tags=["experiments"],
+)
 async def change_experiment(
-    request: Request[Any, Any, Any], control: Control, key: str
+    request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Change a definition by a merge patch; `If-Match` names the revision it was made to."""
     revision = _if_match(request)
@@ -310,13 +326,17 @@ async def change_experiment(
     )
 
 
-@get("/v1/experiments/{key:str}/revisions", opt={"permission": "read"}, tags=["experiments"])
+@get(
+    "/v1/experiments/{key:str}/revisions",
+    opt={"permission": "read", "gives": Page[Revision]},
+    tags=["experiments"],
+)
 async def list_revisions(
     request: Request[Any, Any, Any],
     control: Control,
-    key: str,
+    key: PathKey,
     limit: Limit = 100,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> Response[bytes]:
     """Every definition that the experiment ever had, the newest first."""
     async with control.pool.acquire() as connection:
@@ -327,13 +347,17 @@ async def list_revisions(
     return json_response(page(revisions, limit, lambda r: r, lambda r: r.number))
 
 
-@get("/v1/experiments/{key:str}/allocations", opt={"permission": "read"}, tags=["allocations"])
+@get(
+    "/v1/experiments/{key:str}/allocations",
+    opt={"permission": "read", "gives": Page[EpochView]},
+    tags=["allocations"],
+)
 async def list_allocations(
     request: Request[Any, Any, Any],
     control: Control,
-    key: str,
+    key: PathKey,
     limit: Limit = 100,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> Response[bytes]:
     """All epochs, the newest first: who moved the traffic, when, and why."""
     async with control.pool.acquire() as connection:
@@ -342,9 +366,13 @@ async def list_allocations(
     return json_response(page(epochs, limit, epoch_view, lambda e: e.number))
 
 
-@put("/v1/experiments/{key:str}/allocation", opt={"permission": "write"}, tags=["allocations"])
+@put(
+    "/v1/experiments/{key:str}/allocation",
+    opt={"permission": "write", "takes": AllocationChange, "gives": ExperimentView},
+    tags=["allocations"],
+)
 async def set_allocation(
-    request: Request[Any, Any, Any], control: Control, key: str
+    request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Set weights or traffic by hand: a new epoch, if at least 1 % of the traffic moves."""
     body = read_as(AllocationChange, await read_json(request))
@@ -355,16 +383,8 @@ async def set_allocation(
 
     async def use_case(connection: store.Connection) -> ExperimentRecord:
         record = await lifecycle.find(connection, principal.project, key, lock=True)
-        if not record.epoch:
-            raise ProblemError("conflict", "A draft has no traffic to allocate: start it first")
-        epoch = await store.get_epoch(connection, record.id, record.epoch)
-        current = {
-            **dict.fromkeys(record.definition.weights, 0.0),
-            **propensities(epoch.allocation),
-        }
-        weights = current if body.weights is None else _checked_weights(body, record)
-        traffic = traffic_of(epoch.allocation) if body.traffic is None else body.traffic
-        return await lifecycle.allocate(connection, record, weights, traffic, change)
+        weights = None if body.weights is None else _checked_weights(body.weights, record)
+        return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
     return await _change(control, principal.project, use_case)
 
@@ -377,14 +397,13 @@ def _mover(
     @post(
         f"/v1/experiments/{{key:str}}/{verb}",
         status_code=200,
-        opt={"permission": "write"},
+        opt={"permission": "write", "takes": Reasoned, "gives": ExperimentView},
         tags=["experiments"],
-        operation_id=f"{verb}_experiment",
         summary=summary,
-        name=verb,
+        name=f"{verb}_experiment",
     )
     async def move_experiment(
-        request: Request[Any, Any, Any], control: Control, key: str
+        request: Request[Any, Any, Any], control: Control, key: PathKey
     ) -> Response[bytes]:
         body = read_as(Reasoned, await read_json(request))
         principal = principal_of(request)
@@ -406,11 +425,11 @@ async def roll_back(
 @post(
     "/v1/experiments/{key:str}/conclude",
     status_code=200,
-    opt={"permission": "write"},
+    opt={"permission": "write", "takes": Conclusion, "gives": ExperimentView},
     tags=["experiments"],
 )
 async def conclude_experiment(
-    request: Request[Any, Any, Any], control: Control, key: str
+    request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """End the run; `ship` is the variant that is answered from then on."""
     body = read_as(Conclusion, await read_json(request))
@@ -423,12 +442,20 @@ async def conclude_experiment(
     )
 
 
-@post("/v1/keys", opt={"permission": "administer"}, tags=["keys"])
+@post(
+    "/v1/keys",
+    opt={"permission": "administer", "takes": KeyRequest, "gives": KeyView},
+    tags=["keys"],
+)
 async def create_key(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """Make an API key for this project. Its text is shown this once."""
     body = read_as(KeyRequest, await read_json(request))
     now = control.clock()
-    expires_at = None if body.expires_in is None else now + parse_duration(body.expires_in)
+    try:
+        expires_at = None if body.expires_in is None else now + parse_duration(body.expires_in)
+    except OverflowError as error:
+        detail = "must end before the year 10000; without it, a key never expires"
+        raise invalid([FieldProblem("expires_in", "value", detail)]) from error
     project = principal_of(request).project
     text, key = new_key(project, body.role, body.note, now, control.random_bytes, expires_at)
     async with control.pool.acquire() as connection, connection.transaction():
@@ -437,7 +464,7 @@ async def create_key(request: Request[Any, Any, Any], control: Control) -> Respo
     return json_response(_key_view(key, text), 201)
 
 
-@get("/v1/keys", opt={"permission": "administer"}, tags=["keys"])
+@get("/v1/keys", opt={"permission": "administer", "gives": Page[KeyView]}, tags=["keys"])
 async def list_keys(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """The live keys of this project, without their secrets."""
     async with control.pool.acquire() as connection:
@@ -446,7 +473,7 @@ async def list_keys(request: Request[Any, Any, Any], control: Control) -> Respon
 
 
 @delete("/v1/keys/{key_id:str}", opt={"permission": "administer"}, tags=["keys"])
-async def revoke_key(request: Request[Any, Any, Any], control: Control, key_id: str) -> None:
+async def revoke_key(request: Request[Any, Any, Any], control: Control, key_id: PathKey) -> None:
     """Revoke a key: no router takes it any more."""
     project = principal_of(request).project
     async with control.pool.acquire() as connection, connection.transaction():

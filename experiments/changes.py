@@ -16,6 +16,8 @@ Ended is concluded or rolled back; what changes there takes effect in the next r
 - A running experiment's variants, unit, salt and stickiness are what its units met: another value
   under the same key, or another split, would be another experiment.
 - The analysis plan is a promise made before the data came in, so data ends the right to change it.
+- The guard's alpha is a ledger: while a run goes on it may rise, but not fall, since what is spent
+  cannot be taken back.
 - An experiment that has ended still answers with the variant that it ships, and its report still
   stands on its variants, unit and plan. What the next run would need different there is a new
   experiment.
@@ -59,6 +61,8 @@ CHANGEABLE: Final[dict[State, tuple[str, ...]]] = {
 }
 """State -> the patterns of paths that may change in it."""
 
+_ALPHA_IS_SPENT: Final = "may rise while a run goes on, but not fall: what is spent stays spent"
+
 
 def check_change(before: Experiment, after: Experiment, state: State) -> None:
     """Let a change pass that the state allows.
@@ -71,9 +75,12 @@ def check_change(before: Experiment, after: Experiment, state: State) -> None:
         for path in changed_paths(before, after)
         if not any(paths.covers(pattern, path) for pattern in CHANGEABLE[state])
     ]
-    if held:
-        detail = f"cannot be changed in an experiment that is {state}"
-        raise invalid([FieldProblem(path, "immutable", detail) for path in held])
+    detail = f"cannot be changed in an experiment that is {state}"
+    problems = [FieldProblem(path, "immutable", detail) for path in held]
+    if state in {"running", "paused"} and after.guard.alpha < before.guard.alpha:
+        problems.append(FieldProblem("guard.alpha", "immutable", _ALPHA_IS_SPENT))
+    if problems:
+        raise invalid(problems)
 
 
 def changed_paths(before: Any, after: Any, path: str = paths.ROOT) -> Iterator[str]:

@@ -1,23 +1,38 @@
 """What all HTTP doors share: keys, permissions, bodies, and errors as problem details."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from litestar import MediaType, Request, Response
 from litestar.connection import ASGIConnection
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.handlers.base import BaseRouteHandler
+from litestar.params import PathParameter, QueryParameter
 
+from experiments.decoding import decode
 from experiments.keys import ApiKey, Permission, Principal, check_key, key_id_of
-from experiments.problems import ProblemBody, ProblemError
+from experiments.problems import FieldProblem, ProblemBody, ProblemError, invalid
 
+T = TypeVar("T")
 Clock = Callable[[], datetime]
 """Gives the time, UTC and aware."""
 
+PathKey: TypeAlias = Annotated[
+    str, PathParameter(pattern=r"^[a-z0-9_.-]{1,64}$", description="a key: of a-z, 0-9, _, . and -")
+]
+"""A key or an id in a path. What has another form names nothing: not found."""
+Limit: TypeAlias = Annotated[
+    int, QueryParameter(ge=1, le=500, description="the most items to give, 1 to 500")
+]
+Cursor: TypeAlias = Annotated[
+    str | None, QueryParameter(description="the `next_cursor` of the page before")
+]
+
 PROBLEM_JSON = "application/problem+json"
 MAX_BODY = 8 * 1024 * 1024
+_PARAMETER_NAMES = {"in_state": "state"}  # a handler's `state` is Litestar's own
 _PROBLEM_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
 
 
@@ -70,13 +85,16 @@ def require(principal: Principal, permission: Permission) -> None:
         )
 
 
-def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., None]:
-    """A Litestar guard for the whole app: a door is open only to the permission that it names in
-    `opt={"permission": ...}`, and to all only where it says `opt={"public": True}`."""
+def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., Awaitable[None]]:
+    """A Litestar guard: a door is open only to the permission that it names in
+    `opt={"permission": ...}`, and one that names none to nobody."""
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        if handler.opt.get("public"):
-            return
+    # Asynchronous, though it waits for nothing: the framework runs others in a thread.
+    async def guard(
+        connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+    ) -> None:
+        if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
+            return  # OPTIONS tells which methods there are, and nothing else
         principal = authenticate(key_text(connection.headers), keys, clock())
         require(principal, handler.opt["permission"])
         connection.scope["user"] = principal
@@ -117,11 +135,31 @@ async def read_json(request: Request[Any, Any, Any], limit: int = 1024 * 1024) -
     Raises:
         ProblemError: `malformed` where it is none.
     """
-    body = await read_body(request, limit)
+    return parse_json(await read_body(request, limit))
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value in a body.
+
+    Raises:
+        ProblemError: `malformed` where it is none.
+    """
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError("malformed", f"The body is not JSON: {error}") from error
+
+
+def read_as(kind: type[T], data: Any) -> T:
+    """A body as this Struct.
+
+    Raises:
+        ProblemError: `invalid` with every wrong field.
+    """
+    decoded = decode(kind, data)
+    if decoded.problems:
+        raise invalid(decoded.problems)
+    return decoded.value
 
 
 def problem_response(error: ProblemError, request_id: str = "") -> Response[bytes]:
@@ -149,11 +187,26 @@ def handle_problem(request: Request[Any, Any, Any], error: ProblemError) -> Resp
 
 def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Litestar exception handler for the framework's errors: the same form as ours."""
+    if isinstance(error, ValidationException):
+        return handle_problem(request, _wrong_parameters(error))
     kind = _PROBLEM_OF_STATUS.get(error.status_code)
     if kind is None:
         kind = "malformed" if error.status_code < 500 else "internal"
     headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
     return handle_problem(request, ProblemError(kind, error.detail, headers=headers))
+
+
+def _wrong_parameters(error: ValidationException) -> ProblemError:
+    wrong: list[dict[str, str]] = error.extra if isinstance(error.extra, list) else []
+    if any(parameter.get("source") == "path" for parameter in wrong):
+        return ProblemError("not-found", "The path names nothing: keys are of a-z, 0-9, _, . and -")
+    names = [parameter.get("key", "$") for parameter in wrong]
+    return invalid(
+        [
+            FieldProblem(_PARAMETER_NAMES.get(name, name), "value", parameter["message"])
+            for name, parameter in zip(names, wrong, strict=True)
+        ]
+    )
 
 
 def json_response(

@@ -8,11 +8,19 @@ from typing import Any
 import msgspec
 
 from experiments import store
-from experiments.allocation import Allocation, enrols_same, initial, is_worthwhile, reallocate
-from experiments.changes import check_change
+from experiments.allocation import (
+    Allocation,
+    enrols_same,
+    initial,
+    is_worthwhile,
+    propensities,
+    reallocate,
+    traffic_of,
+)
+from experiments.changes import changed_paths, check_change
 from experiments.definition import apply_patch
 from experiments.model import Experiment, State
-from experiments.problems import ProblemError
+from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord
 from experiments.states import Verb, move
 
@@ -80,7 +88,7 @@ async def amend(
             f"The latest revision is {record.revision}, the change was made to {revision}",
         )
     definition = apply_patch(record.definition, patch)
-    if definition == record.definition:
+    if not any(changed_paths(record.definition, definition)):
         return record
     check_change(record.definition, definition, record.state)
     amended = msgspec.structs.replace(
@@ -88,23 +96,24 @@ async def amend(
     )
     await store.insert_revision(connection, amended, change.actor, change.reason)
     await store.save_experiment(connection, amended)
-    split_changed = (definition.weights, definition.traffic) != (
-        record.definition.weights,
-        record.definition.traffic,
-    )
+    before = record.definition
+    weights = None if definition.weights == before.weights else definition.weights
+    traffic = None if definition.traffic == before.traffic else definition.traffic
+    split_changed = weights is not None or traffic is not None
     if record.state in {"running", "paused"} and split_changed:
-        return await allocate(connection, amended, definition.weights, definition.traffic, change)
+        return await allocate(connection, amended, weights, traffic, change)
     return amended
 
 
 async def allocate(
     connection: store.Connection,
     record: ExperimentRecord,
-    weights: Mapping[str, float],
-    traffic: float,
+    weights: Mapping[str, float] | None,
+    traffic: float | None,
     change: Change,
 ) -> ExperimentRecord:
-    """Split the traffic anew: a new epoch, unless less than 1 % of the traffic would move.
+    """Split the traffic anew: a new epoch, unless less than 1 % of the traffic would move. What is
+    None stays as routers use it now, wherever a hand or a bandit has moved it to.
 
     Raises:
         ProblemError: `conflict` where the experiment is neither running nor paused.
@@ -122,12 +131,17 @@ async def allocate(
 async def plan_allocation(
     connection: store.Connection,
     record: ExperimentRecord,
-    weights: Mapping[str, float],
-    traffic: float,
+    weights: Mapping[str, float] | None,
+    traffic: float | None,
 ) -> Allocation | None:
-    """The allocation with these weights and this traffic, or None where it would move less than 1 %
-    of the traffic."""
+    """The allocation with these weights and this traffic (None: as now), or None where it would
+    move less than 1 % of the traffic."""
     current = await store.get_epoch(connection, record.id, record.epoch)
+    if weights is None:
+        nothing = dict.fromkeys(record.definition.weights, 0.0)
+        weights = {**nothing, **propensities(current.allocation)}
+    if traffic is None:
+        traffic = traffic_of(current.allocation)
     history = await store.run_allocations(connection, record.id, record.run)
     allocation = reallocate(current.allocation, weights, traffic, history)
     return allocation if is_worthwhile(current.allocation, allocation) else None
@@ -211,7 +225,7 @@ async def _end_run(
 ) -> ExperimentRecord:
     keys = list(record.definition.weights)
     if ship not in keys:
-        raise ProblemError("invalid", f"`ship` names no variant; there are {', '.join(keys)}")
+        raise invalid([FieldProblem("ship", "reference", f"there are {', '.join(keys)}")])
     await store.end_run(connection, record.id, record.run, change.at)
     ended = msgspec.structs.replace(record, ship=ship)
     return await open_epoch(connection, ended, state, initial({ship: 1.0}, 1.0), change, decision)

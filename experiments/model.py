@@ -217,9 +217,9 @@ class Experiment(_Part, frozen=True):
     name: Text = ""
     hypothesis: Text = ""
     owner: Text = ""
-    tags: tuple[Key, ...] = ()
+    tags: Annotated[tuple[Key, ...], Meta(max_length=64)] = ()
     unit: Unit = Unit()
-    record: tuple[AttributeName, ...] = ()
+    record: Annotated[tuple[AttributeName, ...], Meta(max_length=64)] = ()
     layer: Layer | None = None
     targeting: Any = None
     stickiness: Stickiness = "slot"

@@ -184,7 +184,7 @@ async def list_revisions(
     """Up to `limit` revisions, the newest first, from behind the number `after`."""
     rows = await connection.fetch(
         """select number, at, actor, reason, definition from revision
-           where experiment = $1 and ($2::int is null or number < $2)
+           where experiment = $1 and ($2::bigint is null or number < $2)
            order by number desc limit $3""",
         experiment,
         after,
@@ -290,7 +290,7 @@ async def list_epochs(
     """Up to `limit` epochs, the newest first, from behind the number `after`."""
     rows = await connection.fetch(
         f"""select {_EPOCH_COLUMNS} from epoch
-            where experiment = $1 and ($2::int is null or number < $2)
+            where experiment = $1 and ($2::bigint is null or number < $2)
             order by number desc limit $3""",  # noqa: S608 - a constant
         experiment,
         after,

@@ -31,7 +31,7 @@ create table experiment (
     revision int not null,
     run int not null default 0,
     epoch int not null default 0,
-    definition jsonb not null,
+    definition json not null,  -- json keeps a value as it was written: 1e30, the order of keys
     ship text,
     created_at timestamptz not null,
     updated_at timestamptz not null,
@@ -41,7 +41,7 @@ create table experiment (
 create table revision (
     experiment bigint not null references experiment (id),
     number int not null,
-    definition jsonb not null,
+    definition json not null,  -- json keeps a value as it was written: 1e30, the order of keys
     at timestamptz not null,
     actor text not null,
     reason text not null,

@@ -4,17 +4,24 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from litestar import MediaType, Request, Response, post
+from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Dependency
+from litestar.params import FromPath, SkipValidation
 from msgspec import Meta
 
-from experiments.decoding import decode
-from experiments.doors import Clock, json_response, principal_of, read_body
+from experiments.doors import (
+    Clock,
+    json_response,
+    parse_json,
+    principal_of,
+    read_as,
+    read_body,
+)
 from experiments.model import Key
 from experiments.problems import FieldProblem, ProblemError, invalid
-from router.assign import Assignment, Why, assign, exposure, unit_problem
+from router.assign import Assignment, Why, assign, attribute_problems, exposure, unit_problem
 from router.metrics import RouterMetrics
-from router.outcomes import Context, ItemError, read_batch
+from router.outcomes import Context, ItemError, OutcomeItem, read_batch
 from router.recording import Recorder
 from router.refresher import Refresher
 from router.snapshot import Entry
@@ -50,7 +57,7 @@ class DataPlane(msgspec.Struct, frozen=True):
         return answer, recorded
 
 
-Data: TypeAlias = Annotated[DataPlane, Dependency(skip_validation=True)]
+Data: TypeAlias = NamedDependency[SkipValidation[DataPlane]]
 
 
 class AssignRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +93,12 @@ class OutcomesAnswer(msgspec.Struct, frozen=True):
     accepted: int
     duplicates: int
     errors: list[ItemError]
+
+
+class OfrepRequest(msgspec.Struct, frozen=True):
+    """The body of an evaluation (OFREP 0.3); its context holds the unit, as `targetingKey` say."""
+
+    context: dict[str, Any]
 
 
 class OfrepSuccess(msgspec.Struct, frozen=True):
@@ -126,8 +139,7 @@ def _read_assign_request(body: bytes) -> AssignRequest:
     try:
         request = _assign_request.decode(body)
     except msgspec.ValidationError:
-        decoded = decode(AssignRequest, msgspec.json.decode(body))
-        raise invalid(decoded.problems) from None
+        request = read_as(AssignRequest, parse_json(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError("malformed", f"The body is not JSON: {error}") from error
     detail = unit_problem(request.unit)
@@ -162,17 +174,27 @@ def _unit_of(context: dict[str, Any], attribute: str) -> str:
 def _handle_ofrep_problem(request: Request[Any, Any, Any], error: ProblemError) -> Response[Any]:
     """401 and 403 have no body in OFREP; 413 has only `errorDetails`."""
     if error.status in {401, 403}:
-        return Response(None, status_code=error.status, headers=error.headers)
+        return Response(
+            b"", status_code=error.status, media_type=MediaType.TEXT, headers=error.headers
+        )
     return json_response({"errorDetails": error.detail}, error.status, error.headers)
 
 
-@post("/v1/assign", status_code=200, opt={"permission": "evaluate"}, tags=["assignment"])
+@post(
+    "/v1/assign",
+    status_code=200,
+    opt={"permission": "evaluate", "takes": AssignRequest, "gives": AssignAnswer},
+    tags=["assignment"],
+)
 async def assign_unit(request: Request[Any, Any, Any], plane: Data) -> Response[bytes]:
     """Which variant a unit gets; its exposure is on disk before the answer."""
     body = _read_assign_request(await read_body(request, MAX_ASSIGN_BODY))
     entry = plane.find(principal_of(request).project, body.experiment)
     if entry is None:
         raise ProblemError("not-found", f"No experiment {body.experiment!r} was started")
+    problems = attribute_problems(entry, body.attributes, "attributes")
+    if problems:
+        raise invalid(problems)
     answer, recorded = await plane.evaluate(entry, body.unit, body.attributes, body.expose)
     return Response(
         msgspec.json.encode(
@@ -195,11 +217,13 @@ async def assign_unit(request: Request[Any, Any, Any], plane: Data) -> Response[
 @post(
     "/ofrep/v1/evaluate/flags/{key:str}",
     status_code=200,
-    opt={"permission": "evaluate"},
+    opt={"permission": "evaluate", "takes": OfrepRequest, "gives": OfrepSuccess},
     exception_handlers={ProblemError: _handle_ofrep_problem},
     tags=["assignment"],
 )
-async def evaluate_flag(request: Request[Any, Any, Any], plane: Data, key: str) -> Response[Any]:
+async def evaluate_flag(
+    request: Request[Any, Any, Any], plane: Data, key: FromPath[str]
+) -> Response[Any]:
     """OpenFeature Remote Evaluation of one flag: an experiment is a flag."""
     body = await read_body(request, MAX_ASSIGN_BODY)
     try:
@@ -208,6 +232,10 @@ async def evaluate_flag(request: Request[Any, Any, Any], plane: Data, key: str) 
         if entry is None:
             raise _OfrepError(404, "FLAG_NOT_FOUND", f"no experiment {key!r} was started")
         unit = _unit_of(context, entry.unit_attribute)
+        problems = attribute_problems(entry, context, "context")
+        if problems:
+            details = "; ".join(f"`{p.path}` {p.detail}" for p in problems)
+            raise _OfrepError(400, "INVALID_CONTEXT", details)
     except _OfrepError as error:
         return json_response(OfrepFailure(key, error.code, error.details), error.status)
     answer, recorded = await plane.evaluate(entry, unit, context, expose=True)
@@ -227,7 +255,12 @@ async def evaluate_flag(request: Request[Any, Any, Any], plane: Data, key: str) 
     )
 
 
-@post("/v1/outcomes", status_code=200, opt={"permission": "record"}, tags=["outcomes"])
+@post(
+    "/v1/outcomes",
+    status_code=200,
+    opt={"permission": "record", "takes": OutcomeItem | list[OutcomeItem], "gives": OutcomesAnswer},
+    tags=["outcomes"],
+)
 async def record_outcomes(request: Request[Any, Any, Any], plane: Data) -> Response[bytes]:
     """What came of it: one outcome, a list, or NDJSON; on disk before the answer."""
     principal = principal_of(request)
@@ -238,7 +271,7 @@ async def record_outcomes(request: Request[Any, Any, Any], plane: Data) -> Respo
         default_unit_type=project.default_unit_type,
         recorded_attributes=project.recorded_attributes,
         now=plane.clock(),
-        idempotency_key=request.headers.get("idempotency-key"),
+        idempotency_key=request.headers.get("idempotency-key") or None,
     )
     batch = read_batch(body, request.headers.get("content-type", ""), context)
     receipt = await plane.recorder.accept(principal.project, batch)

@@ -7,6 +7,8 @@ from uuid import UUID
 
 import msgspec
 
+from experiments.json_data import clean
+from experiments.problems import FieldProblem
 from router.hashing import slot
 from router.records import ExposureRecord
 from router.snapshot import NOBODY, Arm, Entry
@@ -53,9 +55,6 @@ def exposure(
     entry: Entry, arm: Arm, unit: str, attributes: dict[str, Any] | None, at: datetime
 ) -> ExposureRecord:
     """The record of a unit meeting an arm, with the attributes that the experiment keeps."""
-    kept = None
-    if attributes and entry.recorded_attributes:
-        kept = {n: attributes[n] for n in entry.recorded_attributes if n in attributes} or None
     return ExposureRecord(
         id=exposure_id(entry, arm, unit),
         project=entry.project,
@@ -67,8 +66,21 @@ def exposure(
         unit=unit,
         at=at,
         received_at=at,
-        attributes=kept,
+        attributes=_kept(entry, attributes) or None,
     )
+
+
+def attribute_problems(
+    entry: Entry, attributes: dict[str, Any] | None, path: str
+) -> list[FieldProblem]:
+    """What is wrong with those attributes that the experiment keeps; the others are never read."""
+    return clean({path: _kept(entry, attributes)}).problems
+
+
+def _kept(entry: Entry, attributes: dict[str, Any] | None) -> dict[str, Any]:
+    if not attributes:
+        return {}
+    return {name: attributes[name] for name in entry.recorded_attributes if name in attributes}
 
 
 def exposure_id(entry: Entry, arm: Arm, unit: str) -> UUID:

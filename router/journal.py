@@ -65,9 +65,12 @@ class JournalClosedError(JournalError):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much a journal holds. Each may be exceeded by one append."""
+    """How much a journal holds. Each may be exceeded by one append.
 
-    segment_bytes: int = 16 * _MIB
+    A segment is shipped whole, from memory: a larger one makes longer pauses, not more speed.
+    """
+
+    segment_bytes: int = 1 * _MIB
     unshipped_bytes: int = 1024 * _MIB
     waiting_bytes: int = 64 * _MIB
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from router.records import ExposureRecord, OutcomeRecord, Record, decode
+from router.records import ExposureRecord, Record, decode
 
 Row: TypeAlias = tuple[object, ...]
 
@@ -41,7 +41,7 @@ OUTCOME_COLUMNS = (
 )
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record to store: its rows stand or fall together. They lack the first column, `segment`."""
 
     ordinal: int
@@ -80,42 +80,42 @@ def prepare(payloads: Sequence[bytes]) -> Load:
     for ordinal, payload in enumerate(payloads):
         try:
             record = decode(payload)
-        except msgspec.DecodeError as error:
-            letters.append(Letter(ordinal, payload, str(error)))
-            continue
-        flaw = _flaw(record)
+            flaw = _flaw(record)
+            rows = _rows(ordinal, record) if flaw is None else []
+        except Exception as error:  # whatever is wrong with one record must not block the rest
+            flaw = f"{type(error).__name__}: {error}"
         if flaw is not None:
             letters.append(Letter(ordinal, payload, flaw))
             continue
         days.add(record.received_at.date())
         if isinstance(record, ExposureRecord):
-            exposures.append(Entry(ordinal, payload, [_exposure_row(record)]))
+            exposures.append(Entry(ordinal, payload, rows))
         else:
             if record.id is not None:
                 ids.setdefault(record.id, record.received_at)
-            outcomes.append(Entry(ordinal, payload, _outcome_rows(ordinal, record), record.id))
+            outcomes.append(Entry(ordinal, payload, rows, record.id))
     in_order = sorted(ids.items(), key=lambda item: item[0].int)
     return Load(exposures, outcomes, letters, in_order, sorted(days))
 
 
-def _exposure_row(record: ExposureRecord) -> Row:
-    return (
-        record.id,
-        record.project,
-        record.experiment,
-        record.run,
-        record.epoch,
-        record.variant,
-        record.unit_type,
-        record.unit,
-        record.at,
-        record.received_at,
-        _json(record.attributes),
-    )
-
-
-def _outcome_rows(ordinal: int, record: OutcomeRecord) -> list[Row]:
+def _rows(ordinal: int, record: Record) -> list[Row]:
     attributes = _json(record.attributes)
+    if isinstance(record, ExposureRecord):
+        return [
+            (
+                record.id,
+                record.project,
+                record.experiment,
+                record.run,
+                record.epoch,
+                record.variant,
+                record.unit_type,
+                record.unit,
+                record.at,
+                record.received_at,
+                attributes,
+            )
+        ]
     return [
         (
             ordinal,

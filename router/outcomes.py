@@ -1,8 +1,7 @@
 """Outcomes as services send them: read item by item, so that a bad one never costs a good one."""
 
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -11,6 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from experiments.decoding import decode
+from experiments.doors import parse_json
+from experiments.json_data import clean
 from experiments.model import EventName, Key
 from experiments.problems import FieldProblem, ProblemError, invalid
 from router.assign import unit_problem
@@ -19,6 +20,8 @@ from router.records import OutcomeRecord
 MAX_ITEMS: Final = 10_000
 MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_AGE: Final = timedelta(days=7)
+LARGEST_VALUE: Final = 1e30
+"""So that sums of values, and of their squares, stay finite however many there are."""
 Unit = Annotated[str, Meta(min_length=1, description="a unit's id: 1 to 256 bytes of UTF-8")]
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
@@ -72,38 +75,32 @@ def read_batch(body: bytes, content_type: str, context: Context) -> Batch:
             `MAX_ITEMS`, `invalid` where the body is a single outcome and that one is wrong.
     """
     if content_type.split(";", maxsplit=1)[0].strip().lower() in NDJSON:
-        return _collect(_read_lines(body), context)
+        return _collect(_read_items(filter(bytes.strip, body.split(b"\n"))), context)
     if body.lstrip()[:1] != b"[":
-        batch = _collect(iter([(0, _read_json(body))]), context)
+        batch = _collect(iter([(0, parse_json(body))]), context)
         if batch.errors:
             raise invalid([FieldProblem(e.path, e.type, e.detail) for e in batch.errors])
         return batch
     try:
         items = _items.decode(body)
     except (msgspec.ValidationError, RecursionError):
-        return _collect(enumerate(_read_list(body)), context)
+        return _collect(_read_items(_split_list(body)), context)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(error) from error
     return _collect(enumerate(items), context)
 
 
-def _read_json(body: bytes) -> Any:
+def _split_list(body: bytes) -> list[msgspec.Raw]:
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
 
 
-def _read_list(body: bytes) -> list[Any]:
-    items: list[Any] = _read_json(body)
-    return items
-
-
-def _read_lines(body: bytes) -> Iterator[tuple[int, Any]]:
-    lines = (line for line in body.split(b"\n") if line.strip())
-    for index, line in enumerate(lines):
+def _read_items(texts: Iterable[bytes | msgspec.Raw]) -> Iterator[tuple[int, Any]]:
+    for index, text in enumerate(texts):
         try:
-            yield index, msgspec.json.decode(line)
+            yield index, msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             yield index, _Unreadable(str(error))
 
@@ -133,13 +130,16 @@ def _read_item(
     index: int, item: Any, context: Context
 ) -> tuple[list[FieldProblem], OutcomeRecord | None]:
     if isinstance(item, _Unreadable):
-        return [FieldProblem("$", "malformed", f"the line is not JSON: {item.detail}")], None
+        return [FieldProblem("$", "malformed", f"the item cannot be read: {item.detail}")], None
+    problems: list[FieldProblem] = []
     if not isinstance(item, OutcomeItem):
         decoded = decode(OutcomeItem, item)
         if decoded.problems:
             return list(decoded.problems), None
         item = decoded.value
-    problems = list(_check(item, context.now))
+    elif item.attributes:
+        problems += clean({"attributes": item.attributes}).problems
+    problems += _check(item, context.now)
     if problems:
         return problems, None
     return [], _record(index, item, context)
@@ -156,8 +156,9 @@ def _check(item: OutcomeItem, now: datetime) -> Iterator[FieldProblem]:
         detail = unit_problem(unit)
         if detail is not None:
             yield FieldProblem(path, "value", detail)
-    if item.value is not None and not math.isfinite(item.value):
-        yield FieldProblem("value", "value", "must be a finite number")
+    if item.value is not None and not abs(item.value) <= LARGEST_VALUE:
+        detail = f"must be from {-LARGEST_VALUE:g} to {LARGEST_VALUE:g}"
+        yield FieldProblem("value", "value", detail)
     if item.at is not None:
         if item.at > now + MAX_AHEAD:
             yield FieldProblem("at", "value", "must be at most 5 minutes ahead of our clock")

@@ -5,7 +5,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import date, datetime
-from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -17,7 +16,6 @@ from router.load import EXPOSURE_COLUMNS, OUTCOME_COLUMNS, Entry, Letter, Load, 
 
 logger = logging.getLogger(__name__)
 
-Connection: TypeAlias = PoolConnectionProxy
 
 # Routers that see a new day at once would both make its partitions; the number has to be ours only.
 _DAYS_LOCK = 0x7475726E6F757402
@@ -59,7 +57,7 @@ _DATA_ERRORS = (
     TypeError,
     OverflowError,
 )
-_IDS_AT_ONCE = 5_000
+_IDS_AT_ONCE = 1_000
 _ROWS_AT_ONCE = 500
 _REASON_LENGTH = 1_000
 
@@ -81,6 +79,10 @@ DEFAULT_PACE = Pace()
 
 class Shipper:
     """Ships one journal, and tells Postgres how far it has come.
+
+    A journal's `shipped_through` says that what was received before it is in Postgres. That holds
+    if `received_at` is stamped by the same clock and in the same turn of the event loop as the
+    record is appended.
 
     The pool's connections take jsonb as text, as asyncpg does unless told otherwise, and have a
     command time-out, which bounds the beginning and the end of transactions.
@@ -216,7 +218,7 @@ class Shipper:
             self.letters += letters
         await self._journal.remove(segment)
 
-    async def _ensure_days(self, connection: Connection, days: list[date]) -> None:
+    async def _ensure_days(self, connection: PoolConnectionProxy, days: list[date]) -> None:
         """Make the partitions of these days.
 
         In a transaction of its own: making one locks the parent tables until the commit, and
@@ -227,7 +229,9 @@ class Shipper:
                 await connection.execute(_LOCK_DAYS, _DAYS_LOCK, timeout=self._pace.timeout)
                 await connection.execute(_ENSURE_DAYS, days, timeout=self._pace.timeout)
 
-    async def _store(self, connection: Connection, segment: int, load: Load) -> tuple[int, int]:
+    async def _store(
+        self, connection: PoolConnectionProxy, segment: int, load: Load
+    ) -> tuple[int, int]:
         """Put a load into its tables; how many were duplicates, how many became letters."""
         fresh = await self._take_ids(connection, load.ids)
         outcomes: list[Entry] = []
@@ -252,7 +256,7 @@ class Shipper:
         return len(load.outcomes) - len(outcomes), len(letters)
 
     async def _take_ids(
-        self, connection: Connection, ids: Sequence[tuple[UUID, datetime]]
+        self, connection: PoolConnectionProxy, ids: Sequence[tuple[UUID, datetime]]
     ) -> set[UUID]:
         """Those ids that nobody took before. They stay taken if their outcome becomes a letter."""
         fresh: set[UUID] = set()
@@ -269,7 +273,7 @@ class Shipper:
 
     async def _copy(
         self,
-        connection: Connection,
+        connection: PoolConnectionProxy,
         segment: int,
         table: str,
         columns: tuple[str, ...],

@@ -3,30 +3,45 @@
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from experiments import store
 from experiments.announce import announce
 from experiments.decoding import decode
 from experiments.keys import ApiKey, Role, new_key
 from experiments.model import Duration, parse_duration
+from turnout.backends import (
+    CannotRunError,
+    backends,
+    connected,
+    postgres_needed,
+    redis_client,
+    utc_now,
+)
 from turnout.embedded import EmbeddedError, running
 from turnout.migrate import migrations
-from turnout.service import Backends, CannotRunError, backends, connected, redis_client, utc_now
 from turnout.settings import Settings
 
 
 @contextlib.asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[tuple[store.Pool, Backends]]:
-    """The database of a Turnout that runs, or one that is started for the moment."""
+async def _database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
+    """The database, and the Redis to announce a change to: the configured ones, else those of a
+    Turnout that runs on the data folder. Only a database that neither gives is started, for the
+    moment; without a Redis nobody is told, and routers find the change at their next poll."""
     try:
-        servers = None if settings.database_url else running(settings.data_path)
-        if servers is not None:
-            behind = Backends(servers.database_url, servers.redis_url, None)
-            async with connected(behind.database_url) as pool:
-                yield pool, behind
+        if settings.database_url and settings.redis_url:
+            database_url, redis_url = settings.database_url, settings.redis_url
         else:
-            async with backends(settings) as behind, connected(behind.database_url) as pool:
-                yield pool, behind
+            servers = running(settings.data_path)
+            database_url = settings.database_url or (servers.database_url if servers else "")
+            redis_url = settings.redis_url or (servers.redis_url if servers else "")
+        async with contextlib.AsyncExitStack() as stack:
+            if not database_url:
+                behind = await stack.enter_async_context(backends(settings))
+                database_url = behind.database_url
+            pool = await stack.enter_async_context(connected(database_url))
+            with postgres_needed():
+                yield pool, redis_url
     except EmbeddedError as error:
         raise CannotRunError(str(error)) from error
 
@@ -44,17 +59,13 @@ async def create_key(settings: Settings, role: Role, note: str, expires_in: str 
         CannotRunError: if `expires_in` is no duration, or the database cannot be reached.
     """
     now = utc_now()
-    expires_at = None
-    if expires_in is not None:
-        if decode(Duration, expires_in).problems:
-            raise CannotRunError(f"--expires-in must be a duration such as 30d, not {expires_in}")
-        expires_at = now + parse_duration(expires_in)
+    expires_at = None if expires_in is None else _after(now, expires_in)
     text, key = new_key(settings.project, role, note, now, secrets.token_bytes, expires_at)
-    async with _database(settings) as (pool, behind):
+    async with _database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             await store.create_project(connection, settings.project, now)
             await store.insert_key(connection, key)
-        await _announce(behind, settings.project)
+        await _announce(redis_url, settings.project)
     return text
 
 
@@ -66,15 +77,26 @@ async def list_keys(settings: Settings) -> tuple[ApiKey, ...]:
 
 async def revoke_key(settings: Settings, key_id: str) -> bool:
     """Revoke a key of the project of the settings; whether there was one."""
-    async with _database(settings) as (pool, behind):
+    async with _database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             revoked = await store.revoke_key(connection, settings.project, key_id, utc_now())
-        await _announce(behind, settings.project)
+        await _announce(redis_url, settings.project)
     return revoked
 
 
-async def _announce(behind: Backends, project: str) -> None:
-    redis = redis_client(behind.redis_url)
+def _after(now: datetime, length: str) -> datetime:
+    if decode(Duration, length).problems:
+        raise CannotRunError(f"--expires-in must be a duration such as 30d, not {length}")
+    try:
+        return now + parse_duration(length)
+    except OverflowError as error:
+        raise CannotRunError(f"--expires-in {length} is longer than time itself") from error
+
+
+async def _announce(redis_url: str, project: str) -> None:
+    if not redis_url:
+        return
+    redis = redis_client(redis_url)
     try:
         await announce(redis, project)
     finally:

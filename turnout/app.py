@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+import asyncpg
 import msgspec
 from litestar import Litestar, Request, Response, Router, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -28,9 +28,12 @@ from experiments.doors import (
 )
 from experiments.problems import CATALOGUE, FIELD_TYPES, ProblemError
 from router.api import DataPlane
+from router.recording import RETRY_AFTER_SECONDS
 from turnout.health import Readiness
+from turnout.openapi import CompleteDocument, operation_id
 from turnout.telemetry import RequestTelemetry
 
+METRICS_TYPE: Final = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it
 logger = logging.getLogger(__name__)
 
 DOORS: Final[list[HTTPRouteHandler]] = [
@@ -39,6 +42,13 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *analysis.api.ROUTES,
 ]
 """Every door that asks for a key; each names the permission that it takes."""
+_POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
+    OSError,  # nobody listens, or nobody answers in time: TimeoutError is one
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # it starts, stops, or was told to end our query
+    asyncpg.InsufficientResourcesError,  # too many connections, no memory, a full disk
+    asyncpg.InterfaceError,  # our end of a connection that was lost
+)
 
 
 class Planes(msgspec.Struct, frozen=True):
@@ -66,7 +76,7 @@ def create_app(planes: Planes) -> ASGIApp:
 
     @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
     async def metrics() -> Response[bytes]:
-        return Response(generate_latest(planes.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(planes.registry), media_type=METRICS_TYPE)
 
     @get("/problems", tags=["operation"], summary="The catalogue of problem types")
     async def problems() -> dict[str, Any]:
@@ -89,6 +99,7 @@ def create_app(planes: Planes) -> ASGIApp:
         exception_handlers={
             ProblemError: handle_problem,
             HTTPException: handle_http_exception,
+            **dict.fromkeys(_POSTGRES_GONE, _handle_postgres_gone),
             500: _handle_defect,
         },
         openapi_config=OpenAPIConfig(
@@ -96,7 +107,9 @@ def create_app(planes: Planes) -> ASGIApp:
             version="1",
             description="Experimentation and traffic allocation",
             path="/schema",
-            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
+            use_handler_docstrings=True,
+            operation_id_creator=operation_id,
+            render_plugins=[CompleteDocument(path=["/", "/openapi.json"])],
             components=Components(
                 security_schemes={
                     "bearer": SecurityScheme(type="http", scheme="bearer"),
@@ -110,6 +123,15 @@ def create_app(planes: Planes) -> ASGIApp:
         debug=False,
     )
     return RequestTelemetry(app, planes.registry, planes.new_request_id)
+
+
+def _handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if isinstance(error, ValueError):  # asyncpg's own complaint about our arguments
+        return _handle_defect(request, error)
+    logger.warning("Postgres does not answer", extra={"error": repr(error)})
+    detail = "Postgres does not answer; assigning and recording go on without it"
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return handle_problem(request, ProblemError("unavailable", detail, headers=headers))
 
 
 def _handle_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

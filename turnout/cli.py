@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
@@ -11,9 +12,9 @@ import msgspec
 import uvloop
 
 from experiments.keys import ROLES
-from turnout import admin, client, demo
+from turnout import admin, client
+from turnout.backends import CannotRunError
 from turnout.migrate import MigrationError
-from turnout.service import CannotRunError, run
 from turnout.settings import HELP, Settings, SettingsError, load_settings
 from turnout.telemetry import configure_logging
 
@@ -106,8 +107,18 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     configure_logging(settings.log_level)
-    _run(run(settings, _say))
+    _run(_until_signal(settings))
     return 0
+
+
+async def _until_signal(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # Here, for with it comes scipy, which takes longer to load than the other commands to run.
+    from turnout.service import run  # noqa: PLC0415
+
+    await run(settings, _say, stop)
 
 
 def _migrate(options: argparse.Namespace) -> int:
@@ -151,4 +162,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from turnout import demo  # noqa: PLC0415 - as above
+
     return demo.main(options.data_dir, _say)

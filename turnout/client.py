@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import msgspec
 import yaml
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
@@ -24,7 +25,7 @@ def connect(url: str | None, environment: Mapping[str, str]) -> Iterator[httpx.C
         ClientError: without a key, or where the server does not answer.
     """
     key = environment.get("TURNOUT_API_KEY", "")
-    if not key:
+    if not key.isascii() or not key.isprintable() or not key:
         raise ClientError("set TURNOUT_API_KEY to a key of the project")
     base_url = url or environment.get("TURNOUT_URL") or DEFAULT_URL
     try:
@@ -59,15 +60,17 @@ def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
         key = definition.get("key", "") if isinstance(definition, dict) else ""
         current = client.get(f"/v1/experiments/{key}") if isinstance(key, str) and key else None
         if current is None or current.status_code == 404:
-            created = _checked(client.post("/v1/experiments", json=definition))
+            created = _checked(client.post("/v1/experiments", **_json(definition)))
             yield f"{created['key']}: created, revision 1"
             continue
         before = _checked(current)
         changed = _checked(
             client.patch(
                 f"/v1/experiments/{key}",
-                json=_as_patch(before["definition"], definition),
-                headers={"If-Match": current.headers["etag"]},
+                **_json(
+                    _as_patch(before["definition"], definition),
+                    {"If-Match": current.headers["etag"]},
+                ),
             )
         )
         same = changed["revision"] == before["revision"]
@@ -77,6 +80,14 @@ def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
 def _as_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The merge patch that makes a definition what the file says: what it leaves out is unset."""
     return {**dict.fromkeys(before), **after}
+
+
+def _json(value: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A request's body. msgspec writes what YAML has and JSON has not, such as dates, as text."""
+    return {
+        "content": msgspec.json.encode(value),
+        "headers": {"Content-Type": "application/json", **(headers or {})},
+    }
 
 
 def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
@@ -93,7 +104,10 @@ def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
 
 def _checked(answer: httpx.Response) -> dict[str, Any]:
     _check(answer)
-    body: dict[str, Any] = answer.json()
+    try:
+        body: dict[str, Any] = answer.json()
+    except ValueError as error:
+        raise ClientError(f"{answer.url} is not a Turnout") from error
     return body
 
 
@@ -104,6 +118,6 @@ def _check(answer: httpx.Response) -> None:
         problem = answer.json()
         fields = "".join(f"\n  {e['path']}: {e['detail']}" for e in problem.get("errors", ()))
         detail = f"{problem['detail']}{fields}"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         detail = answer.text[:200]
     raise ClientError(f"{answer.status_code}: {detail}")

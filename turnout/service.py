@@ -6,20 +6,13 @@ import logging
 import os
 import random
 import secrets
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 from uuid import uuid4
 
-import asyncpg
-import msgspec
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from analysis.api import AnalysisPlane
 from analysis.controller import Controller
@@ -36,94 +29,23 @@ from router.refresher import Refresher
 from router.shipper import Pace as ShipperPace
 from router.shipper import Shipper
 from turnout.app import Planes, create_app
-from turnout.embedded import EmbeddedError, LiveServers, embedded_servers
+from turnout.backends import (
+    Backends,
+    CannotRunError,
+    backends,
+    connected,
+    line_of,
+    postgres_needed,
+    redis_client,
+    utc_now,
+)
+from turnout.embedded import EmbeddedError
 from turnout.health import Readiness
-from turnout.migrate import migrate
 from turnout.settings import Settings
 
-OLDEST_POSTGRES: Final = 150_000
-CONNECT_TIMEOUT: Final = 10.0
-QUERY_TIMEOUT: Final = 30.0
 DRAIN_SECONDS: Final = 10
+BACKLOG: Final = 1024
 logger = logging.getLogger(__name__)
-
-
-class CannotRunError(Exception):
-    """Turnout cannot run; one line says why."""
-
-
-class Backends(msgspec.Struct, frozen=True):
-    """The Postgres and the Redis to use. `died` returns, with a line, when one of ours has ended;
-    it is None where both are somebody else's."""
-
-    database_url: str
-    redis_url: str
-    died: Callable[[], Awaitable[str]] | None
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
-
-
-@contextlib.asynccontextmanager
-async def backends(settings: Settings) -> AsyncIterator[Backends]:
-    """The configured servers; what is not configured is started in the data folder."""
-    if settings.database_url and settings.redis_url:
-        yield Backends(settings.database_url, settings.redis_url, None)
-        return
-    async with embedded_servers(settings.data_path) as servers:
-        live: LiveServers = servers
-        yield Backends(
-            settings.database_url or live.database_url,
-            settings.redis_url or live.redis_url,
-            live.died,
-        )
-
-
-@contextlib.asynccontextmanager
-async def connected(database_url: str) -> AsyncIterator[store.Pool]:
-    """A pool of connections to a database of the right age, migrated.
-
-    Raises:
-        CannotRunError: if it cannot be reached or is too old.
-        MigrationError: if it is ahead of this code.
-    """
-    try:
-        pool = await asyncpg.create_pool(
-            database_url,
-            min_size=1,
-            max_size=12,
-            timeout=CONNECT_TIMEOUT,
-            command_timeout=QUERY_TIMEOUT,
-            server_settings={"application_name": "turnout", "timezone": "UTC"},
-        )
-    except (OSError, TimeoutError, ValueError, *store.PostgresError) as error:
-        raise CannotRunError(f"cannot reach Postgres: {_line(error)}") from error
-    try:
-        async with pool.acquire() as connection:
-            version = int(await connection.fetchval("show server_version_num"))
-            if version < OLDEST_POSTGRES:
-                raise CannotRunError(f"Postgres 15 or later is needed, this is {version // 10_000}")
-            await migrate(connection)
-        yield pool
-    finally:
-        try:
-            await asyncio.wait_for(pool.close(), timeout=5)
-        except TimeoutError:
-            pool.terminate()
-
-
-def redis_client(url: str) -> Redis:
-    """A client of Redis that gives up soon: Redis is a hint here, never waited for."""
-    client: Redis = Redis.from_url(
-        url,
-        socket_connect_timeout=2,
-        socket_timeout=10,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=30,
-    )
-    return client
 
 
 async def bootstrap(pool: store.Pool, project: str) -> str | None:
@@ -140,7 +62,8 @@ async def bootstrap(pool: store.Pool, project: str) -> str | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
+    """A socket that listens on the address. It does so before anything else is started, for two
+    processes can be bound to one port as long as neither listens.
 
     Raises:
         CannotRunError: if the port is in use or the address is none of ours.
@@ -152,8 +75,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
-        raise CannotRunError(f"cannot listen on {host}:{port}: {_line(error)}") from error
+        raise CannotRunError(f"cannot listen on {host}:{port}: {line_of(error)}") from error
     listener.setblocking(False)
     return listener
 
@@ -167,8 +91,8 @@ class Server(uvicorn.Server):
         yield
 
 
-async def run(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Run Turnout, all in one process, until SIGINT or SIGTERM.
+async def run(settings: Settings, announce: Callable[[str], None], stop: asyncio.Event) -> None:
+    """Run Turnout, all in one process, until `stop` is set.
 
     Args:
         announce: takes the lines that an operator should see: the address, the first admin key.
@@ -180,7 +104,7 @@ async def run(settings: Settings, announce: Callable[[str], None]) -> None:
     with listen(settings.host, settings.port) as listener:
         try:
             async with backends(settings) as behind, connected(behind.database_url) as pool:
-                await _serve(settings, behind, pool, listener, announce)
+                await _serve(settings, behind, pool, listener, announce, stop)
         except EmbeddedError as error:
             raise CannotRunError(str(error)) from error
 
@@ -191,8 +115,8 @@ async def _serve(
     pool: store.Pool,
     listener: socket.socket,
     announce: Callable[[str], None],
+    stop: asyncio.Event,
 ) -> None:
-    admin_key = await bootstrap(pool, settings.project)
     try:
         journal = await Journal.open(
             settings.data_path / "journal",
@@ -201,7 +125,7 @@ async def _serve(
             limits=Limits(unshipped_bytes=settings.journal_limit_mib * 1024 * 1024),
         )
     except (JournalError, OSError) as error:
-        raise CannotRunError(f"cannot open the journal: {_line(error)}") from error
+        raise CannotRunError(f"cannot open the journal: {line_of(error)}") from error
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(journal.close)
         redis = redis_client(behind.redis_url)
@@ -210,7 +134,12 @@ async def _serve(
         refresher = Refresher(
             pool, redis, utc_now, settings.length("snapshot_poll").total_seconds()
         )
-        await refresher.refresh()
+        with postgres_needed():
+            # Nothing that can fail stands between the commit of the first key and its only showing.
+            admin_key = await bootstrap(pool, settings.project)
+            if admin_key is not None:
+                announce(f"Admin key of project {settings.project} (shown this once): {admin_key}")
+            await refresher.refresh()
         shipper = Shipper(
             pool,
             journal,
@@ -239,14 +168,11 @@ async def _serve(
             )
         )
         server = _web_server(app)
-        if admin_key is not None:
-            announce(f"Admin key of project {settings.project} (shown this once): {admin_key}")
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         announce(f"Turnout serves on http://{shown}:{port}")
-        await _supervise(
-            server, listener, [refresher.run(), shipper.run(), controller.run()], behind.died
-        )
+        background = [refresher.run(), shipper.run(), controller.run()]
+        await _supervise(server, listener, background, behind.died, stop)
         # The doors are shut: what they acknowledged last goes to Postgres while it is still there.
         with contextlib.suppress(OSError, TimeoutError, JournalError, *store.PostgresError):
             await asyncio.wait_for(shipper.finish(), timeout=DRAIN_SECONDS)
@@ -262,7 +188,7 @@ def _web_server(app: Any) -> Server:
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
-            backlog=1024,
+            backlog=BACKLOG,
         )
     )
 
@@ -272,20 +198,20 @@ async def _supervise(
     listener: socket.socket,
     background: list[Coroutine[Any, Any, None]],
     died: Callable[[], Awaitable[str]] | None,
+    stop: asyncio.Event,
 ) -> None:
-    """Serve until a signal or a death; then drain, and cancel and await every task."""
+    """Serve until `stop` or a death; then drain, and cancel and await every task."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _stop, server)
+    stopping = loop.create_task(stop.wait(), name="stop")
     serving = loop.create_task(server.serve(sockets=[listener]), name="web server")
     tasks = [loop.create_task(coroutine) for coroutine in background]
     obituary = loop.create_task(_wait_for(died)) if died is not None else None
-    watched = [serving, *tasks, *([obituary] if obituary is not None else [])]
+    watched = [stopping, serving, *tasks, *([obituary] if obituary is not None else [])]
     try:
         done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        _stop(server)
+        server.should_exit = True
         await serving
-        for task in done - {serving}:
+        for task in done - {stopping, serving}:
             raise CannotRunError(
                 task.result() if task is obituary else f"a task ended: {task.exception()!r}"
             )
@@ -293,12 +219,6 @@ async def _supervise(
         for task in watched:
             task.cancel()
         await asyncio.gather(*watched, return_exceptions=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-def _stop(server: Server) -> None:
-    server.should_exit = True
 
 
 async def _wait_for(died: Callable[[], Awaitable[str]]) -> str:
@@ -329,8 +249,3 @@ def _observe_journal(registry: CollectorRegistry, journal: Journal, shipper: Shi
         ("turnout_dead_letters", "Records set aside with a reason", lambda: shipper.letters),
     ):
         Gauge(name, text, registry=registry).set_function(read)
-
-
-def _line(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -49,6 +49,8 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "uvicorn.access", "uvicorn.error", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns every second while Postgres is gone, with a traceback; whoever needed it tells that.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 
 class RequestTelemetry:

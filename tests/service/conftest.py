@@ -7,7 +7,9 @@ from uuid import uuid4
 
 import asyncpg
 import pytest_asyncio
+from redis.asyncio import Redis
 
+from tests.service.loop import Service
 from turnout.embedded import LiveServers
 from turnout.migrate import migrate
 
@@ -53,3 +55,10 @@ async def pool(migrated_url: str) -> AsyncIterator[asyncpg.Pool]:
         migrated_url, min_size=1, max_size=5, command_timeout=30
     ) as connections:
         yield connections
+
+
+@pytest_asyncio.fixture
+async def service(pool: asyncpg.Pool, redis_url: str) -> AsyncIterator[Service]:
+    """The loop on an empty database."""
+    async with Redis.from_url(redis_url) as redis:
+        yield Service(pool, redis)

@@ -1,7 +1,9 @@
 """Promise 3 of the design, as properties of `reallocate` over whole runs."""
 
+import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -37,6 +39,7 @@ traffics = st.one_of(st.integers(10, SLOTS).map(lambda n: n / SLOTS), st.sampled
 steps = st.integers(2, 4).flatmap(
     lambda size: st.lists(st.tuples(weights_of(size), traffics), min_size=2, max_size=6)
 )
+quick = settings(deadline=None, max_examples=40)
 Step = tuple[dict[str, float], float]
 
 
@@ -66,6 +69,7 @@ def positive(split: dict[str, int]) -> dict[str, int]:
 # Counts
 
 
+@quick
 @given(weights, st.integers(6, SLOTS))
 def test_slot_counts_are_exact_and_close_and_leave_nobody_out(
     weight: dict[str, float], total: int
@@ -114,6 +118,7 @@ def test_traffic_in_whole_slots(traffic: float, slots: int) -> None:
 # Allocations
 
 
+@quick
 @given(weights, traffics)
 def test_initial_has_each_variant_in_one_piece(weight: dict[str, float], traffic: float) -> None:
     allocation = initial(weight, traffic)
@@ -155,6 +160,7 @@ def test_there_is_one_way_to_write_an_allocation(runs: Any) -> None:
 # Reallocation
 
 
+@quick
 @given(steps)
 def test_counts_are_exact_whatever_came_before(run: list[Step]) -> None:
     history = [initial(*run[0])]
@@ -167,44 +173,48 @@ def test_counts_are_exact_whatever_came_before(run: list[Step]) -> None:
         history.append(after)
 
 
+@quick
 @given(steps)
 def test_a_constant_traffic_moves_the_least(run: list[Step]) -> None:
     constant = [(weight, run[0][1]) for weight, _ in run]
     history = play(constant)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         old, new = Counter(counts(before)), Counter(counts(after))
         assert 2 * moved(before, after) == sum(abs(old[key] - new[key]) for key in old | new)
         assert enrolled(before) == enrolled(after)
 
 
+@quick
 @given(steps)
 def test_growing_splits_the_new_slots_and_moves_the_old_ones_minimally(run: list[Step]) -> None:
     growing = sorted(run, key=lambda step: step[1])
     history = play(growing)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         old, new = owners(before), owners(after)
         added = enrolled(after) - enrolled(before)
         split = Counter(new[slot] for slot in added)
         share = propensities(after)
         assert all(abs(split[key] - share[key] * len(added)) < 1 for key in share)
 
-        remaining = Counter(new[slot] for slot in enrolled(before))
+        remaining = Counter(owner for slot in enrolled(before) if (owner := new[slot]))
         had = Counter(counts(before))
         least = sum(abs(had[key] - remaining[key]) for key in had | remaining) // 2
         assert enrolled(before) <= enrolled(after)
-        assert sum(old[slot] != new[slot] for slot in enrolled(before)) == least
+        assert len([slot for slot in enrolled(before) if old[slot] != new[slot]]) == least
 
 
+@quick
 @given(steps)
 def test_shrinking_only_takes_what_is_above_the_new_counts(run: list[Step]) -> None:
     shrinking = sorted(run, key=lambda step: -step[1])
     history = play(shrinking)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         old, new = Counter(counts(before)), Counter(counts(after))
         assert moved(before, after) == sum((old - new).values())
         assert enrolled(after) <= enrolled(before)
 
 
+@quick
 @given(steps)
 def test_released_slots_come_back_only_with_the_allocation_that_had_them(run: list[Step]) -> None:
     history = play(run)
@@ -215,6 +225,7 @@ def test_released_slots_come_back_only_with_the_allocation_that_had_them(run: li
             assert after in history[: index - 1]
 
 
+@quick
 @given(steps)
 def test_every_cohort_is_split_in_the_stated_proportions(run: list[Step]) -> None:
     """New enrolments come chiefly from the slots that were enrolled last: each cohort by itself,
@@ -230,9 +241,9 @@ def test_every_cohort_is_split_in_the_stated_proportions(run: list[Step]) -> Non
         table, share = owners(allocation), propensities(allocation)
         for cohort in cohorts:
             split = Counter(table[slot] for slot in cohort)
-            # Within a slot per reallocation and rare variant: rounding, not the drift of thousands
+            # A few slots of rounding, however long the run: not the drift of thousands of slots
             # that taking slots without regard to cohorts would leave.
-            slack = 3 * len(history) * len(share)
+            slack = 2 * len(share)
             assert all(abs(split[key] - share[key] * len(cohort)) <= slack for key in share)
 
 
@@ -273,11 +284,13 @@ def test_growing_into_released_slots_names_the_most_that_is_possible() -> None:
     assert "2500 slots were released" in problem.detail
 
 
+@quick
 @given(steps)
 def test_the_answer_depends_on_the_arguments_alone(run: list[Step]) -> None:
     assert play(run) == play(run)
 
 
+@quick
 @given(st.integers(2, 4).flatmap(lambda size: st.tuples(weights_of(size), weights_of(size))))
 def test_history_may_contain_the_current_allocation_or_not(
     pair: tuple[dict[str, float], dict[str, float]],
@@ -286,11 +299,15 @@ def test_history_may_contain_the_current_allocation_or_not(
     assert reallocate(current, pair[1], 0.7, []) == reallocate(current, pair[1], 0.7, [current])
 
 
-@settings(max_examples=10)
-@given(st.lists(weights_of(3), min_size=100, max_size=100))
-def test_allocations_stay_short(run: list[dict[str, float]]) -> None:
-    history = play([(weight, 1.0) for weight in run])
-    assert max(len(allocation.runs) for allocation in history) < 60
+def test_allocations_stay_short() -> None:
+    """A bandit may move weights every minute for weeks: allocations must not crumble."""
+    generator = random.Random(7)  # noqa: S311 - a simulation, no secret
+    drift = dict.fromkeys(["v0", "v1", "v2"], 1.0)
+    history = [initial(drift, 1.0)]
+    for _ in range(300):
+        drift = {key: max(0.05, w * generator.lognormvariate(0, 0.3)) for key, w in drift.items()}
+        history.append(reallocate(history[-1], drift, 1.0, history))
+    assert max(len(allocation.runs) for allocation in history) < 40
 
 
 def test_a_move_of_less_than_one_percent_of_the_traffic_is_not_worthwhile() -> None:

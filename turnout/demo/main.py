@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import aiohttp
 
 from turnout.demo.logs import black_politicians, open_bandit
-from turnout.demo.replay import Arena, post, replay, wait_until_assigned, wait_until_counted
+from turnout.demo.replay import Arena, Doors, replay, wait_until_assigned, wait_until_counted
 
 BANDIT: Final[dict[str, Any]] = {
     "key": "open-bandit-men",
@@ -27,15 +27,21 @@ BANDIT: Final[dict[str, Any]] = {
         {"key": "bts", "weight": 0.5, "value": {"policy": "bts"}},
     ],
     "metrics": [
-        {"key": "click", "role": "primary", "kind": "proportion", "event": "click", "window": "1s"}
+        {
+            "key": "click",
+            "role": "primary",
+            "kind": "proportion",
+            "event": "click",
+            "window": "500ms",
+        }
     ],
     "policy": {
         "kind": "thompson",
         "metric": "click",
-        "every": "2s",
+        "every": "1s",
         "floor": 0.1,
-        "warmup": 500,
-        "max_step": 0.15,
+        "warmup": 200,
+        "max_step": 0.1,
     },
 }
 AUDIT: Final[dict[str, Any]] = {
@@ -86,7 +92,7 @@ def main(data_dir: str | None, say: Say) -> int:
     folder = data_dir or tempfile.mkdtemp(prefix="turnout-demo-")
     try:
         return asyncio.run(_demo(Path(folder), say))
-    except (DemoError, httpx.HTTPError, TimeoutError) as error:
+    except (DemoError, aiohttp.ClientError, TimeoutError) as error:
         print(f"turnout: the demo failed: {error!r}", file=sys.stderr)
         return 2
 
@@ -96,13 +102,10 @@ async def _demo(folder: Path, say: Say) -> int:
     say(f"Starting Turnout with its own Postgres and Redis in {folder} ...")
     async with _service(folder) as (url, admin_key):
         say(f"  serving on {url} after {time.monotonic() - began:.1f} s\n")
-        async with httpx.AsyncClient(base_url=url, timeout=30, headers=_bearer(admin_key)) as admin:
-            service_key = (await post(admin, "/v1/keys", {"role": "service"}))["key"]
+        async with Doors(url, admin_key) as admin:
+            service_key = (await admin.post("/v1/keys", {"role": "service"}))["key"]
             arenas = await _start_experiments(admin, say)
-            limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-            async with httpx.AsyncClient(
-                base_url=url, timeout=30, headers=_bearer(service_key), limits=limits
-            ) as service:
+            async with Doors(url, service_key) as service:
                 await _replay(service, arenas, say)
             good = await _show(admin, arenas, say)
     say(
@@ -112,10 +115,6 @@ async def _demo(folder: Path, say: Say) -> int:
         "  then GET http://127.0.0.1:8080/v1/experiments, .../open-bandit-men/report, /schema"
     )
     return 0 if good else 1
-
-
-def _bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 @contextlib.asynccontextmanager
@@ -162,15 +161,15 @@ async def _read_greeting(process: asyncio.subprocess.Process) -> tuple[str, str]
     raise DemoError("the service did not start")
 
 
-async def _start_experiments(admin: httpx.AsyncClient, say: Say) -> list[Arena]:
+async def _start_experiments(admin: Doors, say: Say) -> list[Arena]:
     men, audit = open_bandit("men"), black_politicians()
     arenas = [
         Arena(BANDIT["key"], "click", "impression", {"random": "random", "bts": "bts"}, men),
         Arena(AUDIT["key"], "response", "legislator", {"inside": "0", "outside": "1"}, audit),
     ]
     for definition, arena in zip((BANDIT, AUDIT), arenas, strict=True):
-        await post(admin, "/v1/experiments", definition)
-        await post(admin, f"/v1/experiments/{arena.key}/start", {"reason": "the demo"})
+        await admin.post("/v1/experiments", definition)
+        await admin.post(f"/v1/experiments/{arena.key}/start", {"reason": "the demo"})
         policy = definition.get("policy", {"kind": "fixed"})["kind"]
         say(f"Started {arena.key}: {definition['name']}")
         say(f"  policy {policy}, {arena.log.rows:,} logged rows to answer from")
@@ -178,7 +177,7 @@ async def _start_experiments(admin: httpx.AsyncClient, say: Say) -> list[Arena]:
     return arenas
 
 
-async def _replay(service: httpx.AsyncClient, arenas: list[Arena], say: Say) -> None:
+async def _replay(service: Doors, arenas: list[Arena], say: Say) -> None:
     began = time.monotonic()
     bandit, audit = arenas
     # Visitors of both come mixed, three impressions for each e-mail.
@@ -233,7 +232,7 @@ def _state(arena: Arena) -> str:
     return f"{arena.key} {used}"
 
 
-async def _show(admin: httpx.AsyncClient, arenas: list[Arena], say: Say) -> bool:
+async def _show(admin: Doors, arenas: list[Arena], say: Say) -> bool:
     """Show what the service made of it; whether all that was acknowledged was counted."""
     bandit, audit = arenas
     counted = [await wait_until_counted(admin, arena) for arena in arenas]
@@ -242,10 +241,8 @@ async def _show(admin: httpx.AsyncClient, arenas: list[Arena], say: Say) -> bool
     say(f"\nDecisions on {audit.key}")
     rolled_back = await _show_rollback(admin, audit, say)
     for arena in arenas:
-        answer = await admin.get(
-            f"/v1/experiments/{arena.key}/report", headers={"Accept": "text/markdown"}
-        )
-        say("\n" + answer.raise_for_status().text.rstrip())
+        markdown = await admin.get_markdown(f"/v1/experiments/{arena.key}/report")
+        say("\n" + markdown.rstrip())
     say("")
     good = rolled_back
     for arena, report in zip(arenas, counted, strict=True):
@@ -255,9 +252,9 @@ async def _show(admin: httpx.AsyncClient, arenas: list[Arena], say: Say) -> bool
     return good
 
 
-async def _show_allocations(admin: httpx.AsyncClient, arena: Arena, say: Say) -> None:
-    answer = await admin.get(f"/v1/experiments/{arena.key}/allocations?limit=500")
-    epochs = answer.raise_for_status().json()["items"][::-1]
+async def _show_allocations(admin: Doors, arena: Arena, say: Say) -> None:
+    listed = await admin.get(f"/v1/experiments/{arena.key}/allocations?limit=500")
+    epochs = listed["items"][::-1]
     start = datetime.fromisoformat(epochs[0]["at"])
     width = 40
     for epoch in epochs:
@@ -270,9 +267,9 @@ async def _show_allocations(admin: httpx.AsyncClient, arena: Arena, say: Say) ->
         say(f"  epoch {epoch['number']:>2}  {after:5.1f} s  {bar}  {shares}  {epoch['reason']}")
 
 
-async def _show_rollback(admin: httpx.AsyncClient, arena: Arena, say: Say) -> bool:
-    answer = await admin.get(f"/v1/experiments/{arena.key}/decisions")
-    rollbacks = [d for d in answer.raise_for_status().json()["items"] if d["kind"] == "rollback"]
+async def _show_rollback(admin: Doors, arena: Arena, say: Say) -> bool:
+    listed = await admin.get(f"/v1/experiments/{arena.key}/decisions")
+    rollbacks = [decision for decision in listed["items"] if decision["kind"] == "rollback"]
     for decision in rollbacks:
         evidence = decision["evidence"]
         units, rows = evidence["state_after"]["units"], arena.log.rows
@@ -280,7 +277,9 @@ async def _show_rollback(admin: httpx.AsyncClient, arena: Arena, say: Say) -> bo
         say(
             f"  the evidence is {units:,} finished units, {arena.exposures:,} were exposed by then;"
         )
-        say(f"  the log has {rows:,}: {1 - arena.exposures / rows:.0%} of it were spared")
+        say(
+            f"  the log has {rows:,}, so {1 - arena.exposures / rows:.0%} of its people were spared"
+        )
         for arm in ("control", "treatment"):
             seen = evidence["state_after"][arm]
             say(f"    {arm:9}  {seen['n']:>5} units, mean {seen['mean'][0]:.3f}")

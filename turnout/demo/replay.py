@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Self
 
-import httpx
+import aiohttp
+import msgspec
 
 from turnout.demo.logs import Log, LogReader
 
@@ -38,19 +40,47 @@ class Arena:
         return self.reader.used[self.arms[variant]]
 
 
-async def post(client: httpx.AsyncClient, path: str, body: Any) -> Any:
-    """Post JSON, and give the answer's.
+class Doors:
+    """The public doors of a service, entered with one key."""
 
-    Raises:
-        httpx.HTTPStatusError: if it is refused.
-    """
-    answer = await client.post(path, json=body)
-    answer.raise_for_status()
-    return answer.json()
+    def __init__(self, url: str, key: str) -> None:
+        self._session = aiohttp.ClientSession(
+            url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(total=30),
+            connector=aiohttp.TCPConnector(limit=CONCURRENCY),
+            json_serialize=lambda body: msgspec.json.encode(body).decode(),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def post(self, path: str, body: Any) -> Any:
+        """Post JSON, and give the answer's.
+
+        Raises:
+            aiohttp.ClientResponseError: if it is refused.
+        """
+        async with self._session.post(path, json=body, raise_for_status=True) as answer:
+            return msgspec.json.decode(await answer.read())
+
+    async def get(self, path: str) -> Any:
+        """The JSON that is there."""
+        async with self._session.get(path, raise_for_status=True) as answer:
+            return msgspec.json.decode(await answer.read())
+
+    async def get_markdown(self, path: str) -> str:
+        """The Markdown that is there."""
+        accept = {"Accept": "text/markdown"}
+        async with self._session.get(path, headers=accept, raise_for_status=True) as answer:
+            return await answer.text()
 
 
 async def replay(
-    client: httpx.AsyncClient,
+    doors: Doors,
     schedule: Iterator[Arena],
     arenas: list[Arena],
     progress: Callable[[], None],
@@ -63,7 +93,7 @@ async def replay(
         while any(arena.ended is None for arena in arenas):
             arena = next(schedule)
             if arena.ended is None:
-                await _visit(client, arena, f"{arena.key}-{next(numbers)}")
+                await _visit(doors, arena, f"{arena.key}-{next(numbers)}")
                 progress()
 
     async with asyncio.TaskGroup() as tasks:
@@ -71,8 +101,8 @@ async def replay(
             tasks.create_task(worker())
 
 
-async def _visit(client: httpx.AsyncClient, arena: Arena, unit: str) -> None:
-    answer = await post(client, "/v1/assign", {"experiment": arena.key, "unit": unit})
+async def _visit(doors: Doors, arena: Arena, unit: str) -> None:
+    answer = await doors.post("/v1/assign", {"experiment": arena.key, "unit": unit})
     if answer["reason"] != "split":
         arena.ended = answer["reason"].replace("_", " ")
         return
@@ -82,11 +112,11 @@ async def _visit(client: httpx.AsyncClient, arena: Arena, unit: str) -> None:
         arena.ended = f"the log of {answer['variant']} is at its end"
     elif happened:
         outcome = {"id": unit, "event": arena.event, "units": {arena.unit_type: unit}}
-        await post(client, "/v1/outcomes", outcome)
+        await doors.post("/v1/outcomes", outcome)
         arena.outcomes += 1
 
 
-async def wait_until_assigned(client: httpx.AsyncClient, arenas: list[Arena]) -> None:
+async def wait_until_assigned(doors: Doors, arenas: list[Arena]) -> None:
     """Wait until the router has learnt of the experiments.
 
     Raises:
@@ -96,23 +126,27 @@ async def wait_until_assigned(client: httpx.AsyncClient, arenas: list[Arena]) ->
         for arena in arenas:
             body = {"experiment": arena.key, "unit": "nobody", "expose": False}
             while True:
-                answer = await client.post("/v1/assign", json=body)
-                if answer.status_code != httpx.codes.NOT_FOUND:
+                try:
+                    await doors.post("/v1/assign", body)
                     break
+                except aiohttp.ClientResponseError as error:
+                    if error.status != HTTPStatus.NOT_FOUND:
+                        raise
                 await asyncio.sleep(0.05)
 
 
-async def wait_until_counted(client: httpx.AsyncClient, arena: Arena) -> dict[str, Any]:
-    """The report, once it counts every exposure that was acknowledged.
+async def wait_until_counted(doors: Doors, arena: Arena) -> dict[str, Any]:
+    """The report, once it counts every exposure that was acknowledged, and the windows of all
+    units have passed.
 
     Raises:
         TimeoutError: if it never does.
     """
     async with asyncio.timeout(_PATIENCE):
         while True:
-            answer = await client.get(f"/v1/experiments/{arena.key}/report")
-            answer.raise_for_status()
-            report: dict[str, Any] = answer.json()
-            if sum(report["units"].values()) >= arena.exposures:
+            report: dict[str, Any] = await doors.get(f"/v1/experiments/{arena.key}/report")
+            arms = [arm for metric in report["metrics"] for arm in metric["arms"].values()]
+            finished = all(arm["units"] == arm["finished"] for arm in arms)
+            if finished and sum(report["units"].values()) >= arena.exposures:
                 return report
             await asyncio.sleep(0.1)

@@ -38,7 +38,8 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 class Servers(msgspec.Struct, frozen=True):
-    """How to reach running servers, and the process that owns them."""
+    """How to reach running servers, and the process that owns them. A server that is somebody
+    else's has no address here."""
 
     database_url: str
     redis_url: str

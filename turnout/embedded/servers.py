@@ -47,24 +47,39 @@ class LiveServers(Servers, frozen=True):
 
 
 @asynccontextmanager
-async def embedded_servers(data_dir: Path, *, durable: bool = True) -> AsyncIterator[LiveServers]:
-    """Run a Postgres and a Valkey of our own on `data_dir`, on Unix sockets alone.
+async def embedded_servers(
+    data_dir: Path,
+    *,
+    durable: bool = True,
+    with_postgres: bool = True,
+    with_valkey: bool = True,
+) -> AsyncIterator[LiveServers]:
+    """Run a Postgres and a Valkey of our own, or one of them, on `data_dir`, on Unix sockets alone.
 
-    They live as long as the context, and die with this process however that dies. Enter it in a
-    thread that stays (the main one), for the kernel ties them to the thread.
+    The address of one that was not asked for is empty. They live as long as the context, and die
+    with this process however that dies. Enter it in a thread that stays (the main one), for the
+    kernel ties them to the thread.
 
     Raises:
         EmbeddedError: they cannot start; the text is one line for the operator.
     """
     async with AsyncExitStack() as stack:
         try:
-            servers = await _start(stack, data_dir, durable=durable)
+            servers = await _start(
+                stack,
+                data_dir,
+                durable=durable,
+                with_postgres=with_postgres,
+                with_valkey=with_valkey,
+            )
         except OSError as error:
             raise EmbeddedError(f"the embedded servers cannot start: {error}") from error
         yield servers
 
 
-async def _start(stack: AsyncExitStack, data_dir: Path, *, durable: bool) -> LiveServers:
+async def _start(
+    stack: AsyncExitStack, data_dir: Path, *, durable: bool, with_postgres: bool, with_valkey: bool
+) -> LiveServers:
     folder = Folder(root=await asyncio.to_thread(data_dir.resolve))
     account = server_account()
     lock = await _claim(folder)
@@ -77,22 +92,29 @@ async def _start(stack: AsyncExitStack, data_dir: Path, *, durable: bool) -> Liv
     stack.push_async_callback(asyncio.to_thread, shutil.rmtree, sockets, ignore_errors=True)
     await asyncio.to_thread(lock.note, sockets)
 
-    redis = await valkey.start(folder, binaries, account, sockets, durable=durable)
-    stack.push_async_callback(redis.stop, STOP_VALKEY_SECONDS)
-    if not await asyncio.to_thread(folder.postgres.exists):
-        await postgres.initialise(folder, binaries, account, durable=durable)
-    database = await postgres.start(folder, binaries, account, sockets, durable=durable)
-    stack.push_async_callback(database.stop, STOP_POSTGRES_SECONDS)
-    await valkey.until_ready(redis, sockets)
-    await postgres.until_ready(database, folder, sockets)
+    redis = database = None
+    if with_valkey:
+        redis = await valkey.start(folder, binaries, account, sockets, durable=durable)
+        stack.push_async_callback(redis.stop, STOP_VALKEY_SECONDS)
+    if with_postgres:
+        if not await asyncio.to_thread(folder.postgres.exists):
+            await postgres.initialise(folder, binaries, account, durable=durable)
+        database = await postgres.start(folder, binaries, account, sockets, durable=durable)
+        stack.push_async_callback(database.stop, STOP_POSTGRES_SECONDS)
+    # Both get ready at the same time, so each is waited for only after both were started.
+    if redis:
+        await valkey.until_ready(redis, sockets)
+    if database:
+        await postgres.until_ready(database, folder, sockets)
 
     servers = LiveServers(
-        database_url=postgres.database_url(sockets),
-        redis_url=valkey.redis_url(sockets),
+        database_url=postgres.database_url(sockets) if database else "",
+        redis_url=valkey.redis_url(sockets) if redis else "",
         pid=os.getpid(),
         death=asyncio.get_running_loop().create_future(),
     )
-    watcher = asyncio.create_task(_watch((database, redis), servers.death), name="embedded watch")
+    children = tuple(child for child in (database, redis) if child)
+    watcher = asyncio.create_task(_watch(children, servers.death), name="embedded watch")
     stack.push_async_callback(_cancel, watcher)
     record = Servers(
         database_url=servers.database_url, redis_url=servers.redis_url, pid=servers.pid

@@ -1,0 +1,94 @@
+"""Every command of the README's tour runs as it is written."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = "http://127.0.0.1:8080"
+TOUR = (ROOT / "README.md").read_text(encoding="utf-8").split("## A tour in five minutes")[1]
+TOUR = TOUR.split("## How it works")[0]
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TOUR, re.MULTILINE | re.DOTALL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def tour(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder in which `.venv/bin/turnout up` runs with its default data folder."""
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    port = free_port()
+    turnout = subprocess.Popen(
+        [tmp_path / ".venv/bin/turnout", "up", "--port", str(port)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert turnout.stdout is not None
+    lines = iter(turnout.stdout.readline, "")
+    try:
+        assert any("serves on" in line for line in lines)
+        yield tmp_path, f"http://127.0.0.1:{port}"
+    finally:
+        turnout.terminate()
+        turnout.wait(timeout=30)
+        turnout.stdout.close()
+
+
+def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("the tour uses curl, which is not installed here")
+    folder, url = tour
+    script = ["set -euo pipefail", f"export TURNOUT_URL={url}"]
+    for language, block in BLOCKS:
+        text = block.replace(ADDRESS, url)
+        if language == "python":
+            script.append(f".venv/bin/python - <<'PYTHON'\n{text}PYTHON")
+        else:
+            script.append(text)
+        script.append("echo; echo '=== next'")
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    define, wrong, change, assign, ofrep, outcomes, python, report, doors = done.stdout.split(
+        "=== next"
+    )[:9]
+    assert "ranker-v7: created, revision 1" in define
+    assert '"state":"running"' in define
+    for path in ("key", "variants", "variants[1].key", "trafic"):
+        assert f'"path":"{path}"' in wrong
+    assert '"weights":{"v6":0.8,"v7":0.2}' in change
+    assert '"recorded":true' in assign
+    assert '"reason":"SPLIT"' in ofrep
+    assert '"accepted":2,"duplicates":0,"errors":[{"index":2,' in outcomes
+    assert "models:/ranker/" in python
+    assert "# ranker-v7, run 1" in report
+    assert '"conclusion":' in doors
+    assert '"next_cursor":null' in doors
+    shown = re.findall(r"^```json\n(.*?)\n```$", TOUR, re.MULTILINE | re.DOTALL)
+    assert [answer in done.stdout for answer in shown] == [True, True]
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^make demo$", text, re.MULTILINE)
+    assert re.search(r"^make test$", text, re.MULTILINE)

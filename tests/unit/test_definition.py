@@ -1,0 +1,557 @@
+"""Wrong experiments by the dozen: each is refused with exactly its wrong fields."""
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.definition import (
+    UNSUPPORTED,
+    apply_patch,
+    definition_to_builtins,
+    parse_definition,
+)
+from experiments.model import Experiment, MeanMetric, ProportionMetric, ThompsonPolicy
+from experiments.problems import FIELD_TYPES, FieldProblem, ProblemError
+
+Wrong = set[tuple[str, str]]
+
+DESIGN_EXAMPLE = """
+key: ranker-v7
+name: Ranker v7 against v6
+hypothesis: v7 lifts clicks without costing latency
+owner: search-team
+tags: [search]
+unit: {type: user, attribute: targetingKey}
+record: [country, plan]                        # attributes kept for breakdowns
+layer: {key: ranking, slots: [0, 5000]}        # optional
+targeting: {in: [{var: country}, [DE, AT]]}    # optional JsonLogic
+traffic: 1.0
+variants:
+  - {key: v6, control: true, weight: 0.5, value: {model: "models:/ranker/6"}}
+  - {key: v7, weight: 0.5, value: {model: "models:/ranker/7"}}
+metrics:
+  - {key: click, role: primary, kind: proportion, event: click, window: 1d, goal: increase}
+  - {key: revenue, role: secondary, kind: mean, event: purchase, aggregate: sum, window: 7d,
+     cap: 500, covariate: 14d}
+  - {key: latency, role: guardrail, kind: quantile, quantile: 0.95, event: latency_ms, window: 2s,
+     goal: decrease, margin: {relative: 0.05}}
+  - {key: errors, role: guardrail, kind: ratio, numerator: error, denominator: request, window: 2s,
+     goal: decrease, margin: {absolute: 0.01}}
+policy: {kind: thompson, metric: click, every: 1m, floor: 0.05, warmup: 100, max_step: 0.2}
+guard: {alpha: 0.01, action: rollback}
+analysis: {alpha: 0.05, correction: holm}
+"""
+
+CONTROL = {"key": "a", "control": True, "weight": 0.5, "value": {"model": 1}}
+OTHER = {"key": "b", "weight": 0.5, "value": {"model": 2}}
+CLICK = {"key": "click", "role": "primary", "kind": "proportion", "event": "click", "window": "1d"}
+SPEND = {"key": "spend", "role": "guardrail", "kind": "mean", "event": "buy", "window": "7d"}
+LATENCY = {
+    "key": "latency",
+    "role": "guardrail",
+    "kind": "quantile",
+    "quantile": 0.95,
+    "event": "ms",
+    "window": "2s",
+}
+ERRORS = {
+    "key": "errors",
+    "role": "guardrail",
+    "kind": "ratio",
+    "numerator": "error",
+    "denominator": "request",
+    "window": "2s",
+}
+THOMPSON = {"kind": "thompson", "metric": "click"}
+GOOD: dict[str, Any] = {"key": "x", "variants": [CONTROL, OTHER], "metrics": [CLICK, SPEND]}
+
+
+def problems_of(data: object) -> tuple[FieldProblem, ...]:
+    try:
+        parse_definition(data)
+    except ProblemError as error:
+        return error.errors
+    return ()
+
+
+def wrong(data: object) -> Wrong:
+    found = [(problem.path, problem.type) for problem in problems_of(data)]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def details(data: object) -> dict[str, str]:
+    return {problem.path: problem.detail for problem in problems_of(data)}
+
+
+def with_variants(*variants: Any) -> dict[str, Any]:
+    return {"variants": list(variants)}
+
+
+def with_metric(**change: Any) -> dict[str, Any]:
+    return {"metrics": [CLICK, SPEND | change]}
+
+
+def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
+
+
+# Right
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"metrics": []},
+        {"policy": THOMPSON},
+        {"policy": THOMPSON | {"metric": "spend", "floor": 0.5, "every": "1s"}},
+        {"policy": {"kind": "fixed"}},
+        {"salt": "a-salt#7", "traffic": 0.0002, "tags": ["t"], "record": ["country", "plan"]},
+        {"layer": None, "targeting": None, "when_stale": None, "stickiness": "slot"},
+        {"analysis": {"reading": "fixed", "units": 1_000}},
+        with_variants(CONTROL | {"weight": 1}, OTHER | {"weight": 0}),
+        with_variants(CONTROL | {"value": 1}, OTHER | {"value": 1.5}),
+        with_variants(CONTROL | {"value": False}, OTHER | {"value": True}),
+        with_variants(CONTROL | {"weight": 0.3333333}, OTHER | {"weight": 0.6666667}),
+        with_metric(margin={"absolute": 0}, window="100ms"),
+        with_metric(margin={"relative": 0.05}, window="90d", aggregate="count", cap=500),
+        with_metric(margin=None, covariate=None, goal="decrease"),
+    ],
+)
+def test_right_experiments(change: dict[str, Any]) -> None:
+    assert wrong(GOOD | change) == set()
+
+
+def test_the_example_of_the_design_is_refused_for_what_is_not_built_yet() -> None:
+    assert wrong(yaml.safe_load(DESIGN_EXAMPLE)) == {
+        ("layer", "unsupported"),
+        ("targeting", "unsupported"),
+        ("metrics[1].covariate", "unsupported"),
+        ("metrics[2].kind", "unsupported"),
+        ("metrics[3].kind", "unsupported"),
+    }
+
+
+def test_the_example_of_the_design_without_these_is_right() -> None:
+    data = without(yaml.safe_load(DESIGN_EXAMPLE), "layer", "targeting")
+    data["metrics"] = [data["metrics"][0], without(data["metrics"][1], "covariate")]
+    experiment = parse_definition(data)
+    assert experiment.control.key == "v6"
+    assert experiment.weights == {"v6": 0.5, "v7": 0.5}
+    assert [type(metric) for metric in experiment.metrics] == [ProportionMetric, MeanMetric]
+    assert isinstance(experiment.policy, ThompsonPolicy)
+
+
+# Wrong
+
+STRUCTURE: list[tuple[dict[str, Any], Wrong]] = [
+    ({"key": None}, {("key", "type")}),
+    ({"key": 7}, {("key", "type")}),
+    ({"key": "Ranker"}, {("key", "value")}),
+    ({"key": "x\n"}, {("key", "value")}),
+    ({"key": "x" * 65}, {("key", "value")}),
+    ({"variants": None}, {("variants", "type")}),
+    ({"variants": []}, {("variants", "value")}),
+    (with_variants(CONTROL), {("variants", "value")}),
+    (
+        with_variants(CONTROL, *[OTHER | {"key": f"v{i}", "weight": 0} for i in range(64)]),
+        {("variants", "value")},
+    ),
+    (with_variants(CONTROL, "b"), {("variants[1]", "type")}),
+    (with_variants(CONTROL, without(OTHER, "key")), {("variants[1].key", "missing")}),
+    (with_variants(CONTROL, without(OTHER, "value")), {("variants[1].value", "missing")}),
+    (with_variants(CONTROL, without(OTHER, "weight")), {("variants[1].weight", "missing")}),
+    (with_variants(CONTROL, OTHER | {"weight": "half"}), {("variants[1].weight", "type")}),
+    (with_variants(CONTROL, OTHER | {"weight": -0.5}), {("variants[1].weight", "value")}),
+    (with_variants(CONTROL, OTHER | {"weight": 1.5}), {("variants[1].weight", "value")}),
+    (with_variants(CONTROL, OTHER | {"weight": float("nan")}), {("variants[1].weight", "value")}),
+    (with_variants(CONTROL | {"control": "yes"}, OTHER), {("variants[0].control", "type")}),
+    (with_variants(CONTROL, OTHER | {"payload": 1}), {("variants[1].payload", "unknown")}),
+    ({"variant": []}, {("variant", "unknown")}),
+    ({"name": 1}, {("name", "type")}),
+    ({"name": "x" * 4_001}, {("name", "value")}),
+    ({"name": "a\0b"}, {("name", "value")}),
+    ({"tags": "search"}, {("tags", "type")}),
+    ({"tags": ["search", "A B"]}, {("tags[1]", "value")}),
+    ({"record": [1]}, {("record[0]", "type")}),
+    ({"record": [""]}, {("record[0]", "value")}),
+    ({"unit": "user"}, {("unit", "type")}),
+    ({"unit": {"type": "User"}}, {("unit.type", "value")}),
+    ({"unit": {"attribute": ""}}, {("unit.attribute", "value")}),
+    ({"unit": {"kind": "user"}}, {("unit.kind", "unknown")}),
+    ({"salt": "a:b"}, {("salt", "value")}),
+    ({"traffic": "all"}, {("traffic", "type")}),
+    ({"traffic": True}, {("traffic", "type")}),
+    ({"traffic": 1.01}, {("traffic", "value")}),
+    ({"traffic": -0.1}, {("traffic", "value")}),
+    ({"traffic": float("inf")}, {("traffic", "value")}),
+    ({"stickiness": "glue"}, {("stickiness", "value")}),
+    ({"metrics": {}}, {("metrics", "type")}),
+    (with_metric(event=None), {("metrics[1].event", "type")}),
+    ({"metrics": [CLICK, without(SPEND, "event")]}, {("metrics[1].event", "missing")}),
+    ({"metrics": [CLICK, without(SPEND, "kind")]}, {("metrics[1].kind", "missing")}),
+    ({"metrics": [CLICK, without(SPEND, "window")]}, {("metrics[1].window", "missing")}),
+    (with_metric(kind="median"), {("metrics[1].kind", "value")}),
+    (with_metric(role="main"), {("metrics[1].role", "value")}),
+    (with_metric(goal="up"), {("metrics[1].goal", "value")}),
+    (with_metric(window=60), {("metrics[1].window", "type")}),
+    (with_metric(window="1 day"), {("metrics[1].window", "value")}),
+    (with_metric(window="0s"), {("metrics[1].window", "value")}),
+    (with_metric(cap=0), {("metrics[1].cap", "value")}),
+    (with_metric(aggregate="median"), {("metrics[1].aggregate", "value")}),
+    (with_metric(numerator="a"), {("metrics[1].numerator", "unknown")}),
+    (with_metric(margin=0.05), {("metrics[1].margin", "type")}),
+    (with_metric(margin={"relative": "5%"}), {("metrics[1].margin.relative", "type")}),
+    (with_metric(margin={"absolut": 1}), {("metrics[1].margin.absolut", "unknown")}),
+    (with_metric(margin={"absolute": float("inf")}), {("metrics[1].margin.absolute", "value")}),
+    ({"policy": {}}, {("policy.kind", "missing")}),
+    ({"policy": "thompson"}, {("policy", "type")}),
+    ({"policy": {"kind": "ucb"}}, {("policy.kind", "value")}),
+    ({"policy": {"kind": "fixed", "metric": "click"}}, {("policy.metric", "unknown")}),
+    ({"policy": {"kind": "thompson"}}, {("policy.metric", "missing")}),
+    ({"policy": THOMPSON | {"floor": 0}}, {("policy.floor", "value")}),
+    ({"policy": THOMPSON | {"warmup": 1}}, {("policy.warmup", "value")}),
+    ({"policy": THOMPSON | {"warmup": 1.5}}, {("policy.warmup", "type")}),
+    ({"policy": THOMPSON | {"max_step": 2}}, {("policy.max_step", "value")}),
+    ({"guard": {"alpha": 0}}, {("guard.alpha", "value")}),
+    ({"guard": {"alpha": 1}}, {("guard.alpha", "value")}),
+    ({"guard": {"action": "panic"}}, {("guard.action", "value")}),
+    ({"analysis": {"alpha": "5%"}}, {("analysis.alpha", "type")}),
+    ({"analysis": {"correction": "bonferroni"}}, {("analysis.correction", "value")}),
+    ({"analysis": {"reading": "weekly"}}, {("analysis.reading", "value")}),
+    ({"analysis": {"reading": "fixed", "units": 1}}, {("analysis.units", "value")}),
+]
+
+MEANING: list[tuple[dict[str, Any], Wrong]] = [
+    # duplicates
+    (with_variants(CONTROL, OTHER | {"key": "a"}), {("variants[1].key", "duplicate")}),
+    ({"metrics": [CLICK, SPEND, CLICK]}, {("metrics[2].key", "duplicate")}),
+    ({"tags": ["a", "b", "a", "a"]}, {("tags[2]", "duplicate"), ("tags[3]", "duplicate")}),
+    ({"record": ["plan", "plan"]}, {("record[1]", "duplicate")}),
+    # control
+    (with_variants(CONTROL | {"control": False}, OTHER), {("variants", "value")}),
+    (with_variants(CONTROL, OTHER | {"control": True}), {("variants[1].control", "conflict")}),
+    (
+        with_variants(CONTROL | {"weight": 0}, OTHER | {"weight": 1}),
+        {("variants[0].weight", "value")},
+    ),
+    # weights and traffic
+    (with_variants(CONTROL, OTHER | {"weight": 0.6}), {("variants", "value")}),
+    (with_variants(CONTROL, OTHER | {"weight": 0.49999}), {("variants", "value")}),
+    ({"traffic": 0}, {("traffic", "value")}),
+    ({"traffic": 0.0001}, {("traffic", "value")}),
+    # values
+    (with_variants(CONTROL, OTHER | {"value": None}), {("variants[1].value", "value")}),
+    (with_variants(CONTROL, OTHER | {"value": "m"}), {("variants[1].value", "conflict")}),
+    (
+        with_variants(CONTROL | {"value": 1}, OTHER | {"value": True}),
+        {("variants[1].value", "conflict")},
+    ),
+    (
+        with_variants(CONTROL, OTHER | {"value": {"m": "x" * 65_536}}),
+        {("variants[1].value", "value")},
+    ),
+    # metrics
+    (with_metric(window="99ms"), {("metrics[1].window", "value")}),
+    (with_metric(window="91d"), {("metrics[1].window", "value")}),
+    (with_metric(window="999999999d"), {("metrics[1].window", "value")}),
+    (with_metric(margin={}), {("metrics[1].margin", "value")}),
+    (with_metric(margin={"absolute": 1, "relative": 0.1}), {("metrics[1].margin", "conflict")}),
+    (with_metric(margin={"absolute": -0.01}), {("metrics[1].margin.absolute", "value")}),
+    (with_metric(margin={"relative": -0.01}), {("metrics[1].margin.relative", "value")}),
+    (with_metric(margin={"relative": 1}), {("metrics[1].margin.relative", "value")}),
+    (
+        {"metrics": [CLICK | {"role": "guardrail", "margin": {"absolute": 1}}]},
+        {("metrics[0].margin.absolute", "value")},
+    ),
+    (
+        with_metric(role="secondary", margin={"absolute": 1}),
+        {("metrics[1].margin", "conflict")},
+    ),
+    # policy
+    ({"policy": THOMPSON | {"metric": "clicks"}}, {("policy.metric", "reference")}),
+    ({"policy": THOMPSON, "metrics": []}, {("policy.metric", "reference")}),
+    ({"policy": THOMPSON | {"floor": 0.51}}, {("policy.floor", "conflict")}),
+    ({"policy": THOMPSON | {"every": "999ms"}}, {("policy.every", "value")}),
+    # analysis
+    ({"analysis": {"reading": "fixed"}}, {("analysis.units", "missing")}),
+    ({"analysis": {"units": 100}}, {("analysis.units", "conflict")}),
+]
+
+NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
+    ({"layer": {"key": "l", "slots": [0, 10]}}, {("layer", "unsupported")}),
+    ({"targeting": {"==": [1, 1]}}, {("targeting", "unsupported")}),
+    ({"targeting": False}, {("targeting", "unsupported")}),
+    ({"stickiness": "sticky"}, {("stickiness", "unsupported")}),
+    ({"when_stale": {"after": "10m", "do": "control"}}, {("when_stale", "unsupported")}),
+    ({"metrics": [LATENCY]}, {("metrics[0].kind", "unsupported")}),
+    ({"metrics": [CLICK, ERRORS]}, {("metrics[1].kind", "unsupported")}),
+    (with_metric(aggregate="mean"), {("metrics[1].aggregate", "unsupported")}),
+    (with_metric(aggregate="max"), {("metrics[1].aggregate", "unsupported")}),
+    (with_metric(aggregate="last"), {("metrics[1].aggregate", "unsupported")}),
+    (with_metric(covariate="14d"), {("metrics[1].covariate", "unsupported")}),
+    ({"policy": {"kind": "ramp", "steps": [{"traffic": 0.1}]}}, {("policy.kind", "unsupported")}),
+    ({"guard": {"action": "pause"}}, {("guard.action", "unsupported")}),
+    ({"guard": {"action": "alert"}}, {("guard.action", "unsupported")}),
+    ({"guard": {"action": "rollback_variant"}}, {("guard.action", "unsupported")}),
+    ({"analysis": {"reading": "planned", "units": 9}}, {("analysis.reading", "unsupported")}),
+    ({"analysis": {"reading": "bayesian"}}, {("analysis.reading", "unsupported")}),
+    # and what is wrong inside is named too
+    (
+        {"layer": {"key": "L", "slots": [0]}},
+        {("layer", "unsupported"), ("layer.key", "value"), ("layer.slots", "value")},
+    ),
+    ({"layer": 5}, {("layer", "unsupported"), ("layer", "type")}),
+    (
+        {"when_stale": {"after": "soon"}},
+        {
+            ("when_stale", "unsupported"),
+            ("when_stale.after", "value"),
+            ("when_stale.do", "missing"),
+        },
+    ),
+    (
+        {"policy": {"kind": "ramp", "steps": []}},
+        {("policy.kind", "unsupported"), ("policy.steps", "value")},
+    ),
+    (
+        {"metrics": [LATENCY | {"quantile": 95}]},
+        {("metrics[0].kind", "unsupported"), ("metrics[0].quantile", "value")},
+    ),
+    (
+        {"metrics": [CLICK, LATENCY], "policy": THOMPSON | {"metric": "latency"}},
+        {("metrics[1].kind", "unsupported"), ("policy.metric", "reference")},
+    ),
+    ({"metrics": [CLICK | {"covariate": "1d"}]}, {("metrics[0].covariate", "unknown")}),
+]
+
+SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
+    # what is built on a wrong field is not complained of on top of it
+    (
+        with_variants(CONTROL | {"control": "yes"}, OTHER | {"weight": 0.9}),
+        {("variants[0].control", "type"), ("variants", "value")},
+    ),
+    (
+        with_variants(CONTROL | {"control": False}, OTHER | {"weight": "half"}),
+        {("variants", "value"), ("variants[1].weight", "type")},
+    ),
+    (
+        {"metrics": [CLICK | {"key": "Click"}], "policy": THOMPSON},
+        {("metrics[0].key", "value")},
+    ),
+    (
+        {"metrics": [without(CLICK, "kind")], "policy": THOMPSON},
+        {("metrics[0].kind", "missing")},
+    ),
+    ({"variants": 5, "policy": THOMPSON}, {("variants", "type")}),
+    (
+        with_variants(CONTROL | {"key": "A"}, OTHER | {"key": "A"}),
+        {("variants[0].key", "value"), ("variants[1].key", "value")},
+    ),
+    (
+        with_variants(CONTROL, OTHER | {"value": {"x": float("nan")}}),
+        {("variants[1].value.x", "value")},
+    ),
+    (
+        {
+            "key": "X",
+            "hypotesis": "h",
+            "traffic": 0,
+            "variants": [CONTROL, OTHER | {"key": "a", "control": True, "weight": 0.4}],
+            "metrics": [SPEND | {"margin": {"absolute": -1}}, {"kind": "mean", "key": "spend"}],
+            "policy": THOMPSON | {"every": "fast", "floor": 0.9},
+            "layer": {"key": "l", "slots": [0, 1]},
+            "analysis": {"reading": "fixed"},
+        },
+        {
+            ("key", "value"),
+            ("hypotesis", "unknown"),
+            ("traffic", "value"),
+            ("variants[1].key", "duplicate"),
+            ("variants[1].control", "conflict"),
+            ("variants", "value"),
+            ("metrics[0].margin.absolute", "value"),
+            ("metrics[1].key", "duplicate"),
+            ("metrics[1].role", "missing"),
+            ("metrics[1].window", "missing"),
+            ("metrics[1].event", "missing"),
+            ("policy.every", "value"),
+            ("policy.floor", "conflict"),
+            ("policy.metric", "reference"),
+            ("layer", "unsupported"),
+            ("analysis.units", "missing"),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "problems"), STRUCTURE + MEANING + NOT_BUILT + SEVERAL)
+def test_wrong_experiments(change: dict[str, Any], problems: Wrong) -> None:
+    assert wrong(GOOD | change) == problems
+
+
+@pytest.mark.parametrize("data", [None, [], "key: x", 5, [GOOD]])
+def test_what_is_no_object_is_refused_at_the_root(data: object) -> None:
+    assert wrong(data) == {("$", "type")}
+
+
+def test_nothing_at_all_misses_what_is_required() -> None:
+    assert wrong({}) == {("key", "missing"), ("variants", "missing")}
+
+
+def test_details_say_what_would_be_right() -> None:
+    found = details(
+        GOOD
+        | with_metric(window="5 days", margin={"absolute": -0.01})
+        | with_variants(CONTROL, OTHER | {"weight": 0.6})
+        | {"policy": THOMPSON | {"metric": "clicks", "floor": 0.6}, "stickiness": "sticky"}
+    )
+    assert found["metrics[1].window"] == (
+        "must be a whole number with its unit: 500ms, 2s, 10m, 6h, 7d"
+    )
+    assert found["metrics[1].margin.absolute"].startswith("must be 0 or positive, such as 0.01:")
+    assert found["variants"] == "weights must sum to 1; they sum to 1.1"
+    assert found["policy.metric"].endswith("there are click, spend")
+    assert found["policy.floor"].startswith("must be at most 0.5: 2 variants")
+    assert found["stickiness"].startswith("sticky assignment (`sticky`): known, but not supported")
+
+
+def test_yaml_that_means_something_else_is_explained() -> None:
+    found = details(yaml.safe_load("{key: 2026-01-31, variants: [{value: {on: 1}}, {}]}"))
+    assert "quotes" in found["key"]
+    assert "quotes" in found["variants[0].value.True"]
+
+
+def test_every_unsupported_feature_is_covered_above() -> None:
+    refused = {
+        re.sub(r"\[\d+\]", "[*]", path)
+        for _, w in NOT_BUILT
+        for path, kind in w
+        if kind == "unsupported"
+    }
+    assert refused == {unbuilt.pattern for unbuilt in UNSUPPORTED}
+
+
+# Round trips
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"policy": THOMPSON, "salt": "s#1", "tags": ["a"], "record": ["b"], "traffic": 0.3},
+        with_metric(margin={"relative": 0.05}, cap=500, aggregate="count"),
+        {"analysis": {"reading": "fixed", "units": 10}},
+    ],
+)
+def test_a_definition_is_read_back_as_it_was_written(change: dict[str, Any]) -> None:
+    experiment = parse_definition(GOOD | change)
+    data = definition_to_builtins(experiment)
+    assert parse_definition(data) == experiment
+    assert parse_definition(msgspec.json.decode(msgspec.json.encode(data))) == experiment
+
+
+# Patches
+
+
+def patched(patch: object) -> Experiment:
+    return apply_patch(parse_definition(GOOD), patch)
+
+
+def patch_problems(patch: object) -> Wrong:
+    with pytest.raises(ProblemError) as caught:
+        patched(patch)
+    return {(problem.path, problem.type) for problem in caught.value.errors}
+
+
+def test_a_patch_merges_objects_and_replaces_lists() -> None:
+    before = parse_definition(GOOD | {"unit": {"type": "session"}, "tags": ["a", "b"]})
+    after = apply_patch(before, {"unit": {"attribute": "sid"}, "tags": ["c"], "name": "N"})
+    assert (after.unit.type, after.unit.attribute) == ("session", "sid")
+    assert after.tags == ("c",)
+    assert after.name == "N"
+    assert after.variants == before.variants
+
+
+def test_null_in_a_patch_gives_a_field_its_default() -> None:
+    before = parse_definition(GOOD | {"traffic": 0.5, "salt": "s", "unit": {"type": "session"}})
+    after = apply_patch(before, {"traffic": None, "salt": None, "unit": {"type": None}})
+    assert (after.traffic, after.salt, after.unit.type) == (1.0, None, "user")
+
+
+def test_an_empty_patch_changes_nothing() -> None:
+    assert patched({}) == parse_definition(GOOD)
+    assert patched({"key": "x"}) == parse_definition(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("patch", "problems"),
+    [
+        ([], {("$", "type")}),
+        (None, {("$", "type")}),
+        ({"key": "y"}, {("key", "immutable")}),
+        ({"key": None}, {("key", "immutable")}),
+        ({"key": 5, "traffic": 2}, {("key", "immutable"), ("traffic", "value")}),
+        ({"variants": None}, {("variants", "missing")}),
+        ({"trafic": 1}, {("trafic", "unknown")}),
+        ({"policy": {"kind": "thompson"}}, {("policy.metric", "missing")}),
+        ({"targeting": {"a": float("nan")}}, {("targeting.a", "value")}),
+        ({"layer": {"key": "l"}}, {("layer", "unsupported"), ("layer.slots", "missing")}),
+    ],
+)
+def test_wrong_patches(patch: object, problems: Wrong) -> None:
+    assert patch_problems(patch) == problems
+
+
+def test_a_very_deep_patch_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(50_000):
+        deep = {"a": deep}
+    assert {kind for _, kind in patch_problems({"targeting": deep})} == {"value"}
+
+
+# No data crashes it
+
+
+def damaged(data: Any, place: tuple[Any, ...], junk: Any) -> Any:
+    """The data with junk at a place, where it has such a place."""
+    if not place:
+        return junk
+    step, *rest = place
+    if isinstance(data, dict):
+        return data | {step: damaged(data.get(step), tuple(rest), junk)}
+    if isinstance(data, list):
+        return [damaged(v, tuple(rest), junk) if i == step else v for i, v in enumerate(data)]
+    return data
+
+
+def places(data: Any) -> list[tuple[Any, ...]]:
+    inner = enumerate(data) if isinstance(data, list) else ()
+    named = data.items() if isinstance(data, dict) else inner
+    return [(), *((name, *place) for name, value in named for place in places(value))]
+
+
+EXAMPLE = yaml.safe_load(DESIGN_EXAMPLE)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+anything = scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(max_size=2), scalars)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(places(EXAMPLE)), anything), min_size=1, max_size=4))
+def test_damage_anywhere_is_named_and_never_crashes(
+    damage: list[tuple[tuple[Any, ...], Any]],
+) -> None:
+    data = EXAMPLE
+    for place, junk in damage:
+        data = damaged(data, place, junk)
+    problems = problems_of(data)
+    assert all(problem.type in FIELD_TYPES and problem.path for problem in problems)
+    if not problems:
+        experiment = parse_definition(data)
+        assert parse_definition(definition_to_builtins(experiment)) == experiment
