@@ -200,6 +200,8 @@ def _wrong_parameters(error: ValidationException) -> ProblemError:
     wrong: list[dict[str, str]] = error.extra if isinstance(error.extra, list) else []
     if any(parameter.get("source") == "path" for parameter in wrong):
         return ProblemError("not-found", "The path names nothing: keys are of a-z, 0-9, _, . and -")
+    if not wrong:
+        return ProblemError("malformed", error.detail)
     names = [parameter.get("key", "$") for parameter in wrong]
     return invalid(
         [

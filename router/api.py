@@ -96,7 +96,7 @@ class OutcomesAnswer(msgspec.Struct, frozen=True):
 
 
 class OfrepRequest(msgspec.Struct, frozen=True):
-    """The body of an evaluation (OFREP 0.3); its context holds the unit, as `targetingKey` say."""
+    """The body of an evaluation (OFREP 0.3). The unit is in its context."""
 
     context: dict[str, Any]
 

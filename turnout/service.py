@@ -76,7 +76,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name of a host
         raise CannotRunError(f"cannot listen on {host}:{port}: {line_of(error)}") from error
     listener.setblocking(False)
     return listener

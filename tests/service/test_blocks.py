@@ -1,0 +1,147 @@
+"""Enrolment blocks and the watermark: what decides waits until units have finished."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from analysis.fold import COMPACTED
+from analysis.metrics import block_of
+from tests.service.loop import LATENESS, Service, after, definition, mean, metric
+from tests.service.recount import check
+
+WINDOW = 30
+BLOCK = 3
+"""A tenth of the window."""
+
+
+async def closed(service: Service) -> bool:
+    """Whether all cells are closed, none of them being left behind."""
+    rows = await service.fetch("select block from cell")
+    return {row["block"] for row in rows} == {COMPACTED}
+
+
+async def watermark(service: Service) -> float:
+    """Seconds from the start to the watermark."""
+    [row] = await service.fetch("select watermark - $1 as since from fold_position", after(0))
+    seconds: float = row["since"].total_seconds()
+    return seconds
+
+
+async def test_a_block_closes_once_window_and_lateness_lie_below_the_watermark(
+    service: Service,
+) -> None:
+    record = await service.begin(definition("x", metric("click", window=f"{WINDOW}s")))
+    await service.ship([service.exposure(record, "u", "a", after(1))])
+    end_of_block = block_of(after(1), BLOCK) + BLOCK - after(0).timestamp()
+    finished = end_of_block + WINDOW + LATENESS.total_seconds()
+    service.clock.advance(100)
+    for seconds, expected in ((finished - 0.001, False), (finished, True)):
+        await service.shipped(after(seconds))
+        await service.tick()
+        assert await closed(service) is expected
+
+
+async def test_the_watermark_is_that_of_the_slowest_router_and_never_goes_back(
+    service: Service,
+) -> None:
+    slow, fast = uuid4(), uuid4()
+    await service.shipped(after(10), slow)
+    await service.shipped(after(50), fast)
+    await service.tick()
+    assert await watermark(service) == 10
+    await service.shipped(after(40), slow)
+    await service.tick()
+    assert await watermark(service) == 40
+    await service.shipped(after(5), uuid4())
+    await service.tick()
+    assert await watermark(service) == 40
+
+
+@pytest.mark.parametrize(("silent", "expected"), [(20, 10), (31, 50)])
+async def test_a_router_that_was_silent_for_30_s_holds_the_watermark_back_no_more(
+    service: Service, silent: int, expected: float
+) -> None:
+    dead = uuid4()
+    await service.shipped(after(10), dead)
+    await service.shipped(after(50))
+    await service.execute(
+        "update journal set heartbeat_at = clock_timestamp() - $2::interval where id = $1",
+        dead,
+        timedelta(seconds=silent),
+    )
+    await service.tick()
+    assert await watermark(service) == expected
+
+
+async def test_without_any_router_the_watermark_stands_still(service: Service) -> None:
+    await service.tick()
+    [row] = await service.fetch("select watermark = '-infinity' as never from fold_position")
+    assert row["never"]
+    await service.shipped(after(7))
+    await service.tick()
+    await service.execute("delete from journal")
+    await service.tick()
+    assert await watermark(service) == 7
+
+
+async def test_closing_keeps_the_moments_and_few_cells(service: Service) -> None:
+    data = definition("x", mean("spent", event="buy", window=f"{WINDOW}s"))
+    record = await service.begin(data)
+    for second in range(60):
+        unit = f"u{second}"
+        await service.ship(
+            [
+                service.exposure(record, unit, "ab"[second % 2], after(second)),
+                service.outcome("buy", unit, after(second + 1), 1.5**second),
+            ]
+        )
+    await service.tick()
+    before = await service.report("x")
+    assert len(await service.fetch("select from cell where block > 0")) > 20
+    await service.settle(200)
+    finished = await service.report("x")
+    assert [row["n"] for row in await service.fetch("select n from cell")] == [30, 30]
+    [metric_before], [metric_after] = before.metrics, finished.metrics
+    assert {v: arm.finished for v, arm in metric_before.arms.items()} == {"a": 0, "b": 0}
+    assert {v: arm.finished for v, arm in metric_after.arms.items()} == {"a": 30, "b": 30}
+    then, now = metric_before.comparisons[0].fixed, metric_after.comparisons[0].fixed
+    assert then.difference is not None
+    assert now.difference == pytest.approx(then.difference, rel=1e-12)
+    assert now.std_error == pytest.approx(then.std_error, rel=1e-12)
+
+
+async def test_what_comes_after_closing_is_counted_as_late_and_changes_no_evidence(
+    service: Service,
+) -> None:
+    guarded = metric("click", "guardrail", window=f"{WINDOW}s", goal="increase")
+    record = await service.begin(definition("x", guarded))
+    await service.ship([service.exposure(record, f"u{i}", "ab"[i % 2], after(i)) for i in range(6)])
+    await service.settle(100)
+    evidence = await service.fetch("select state from guard_ledger")
+    await service.ship(
+        [
+            service.outcome("click", "u1", after(20)),  # a value that changes
+            service.outcome("click", "u2", after(90)),  # after the window: nothing changes
+            service.exposure(record, "new", "a", after(3)),  # a unit that nobody knew
+            service.exposure(record, "u5", "a", after(4)),  # a unit that was enrolled earlier
+        ]
+    )
+    await service.tick()
+    assert [row["late"] for row in await service.fetch("select late from run_metric")] == [3]
+    assert await service.fetch("select state from guard_ledger") == evidence
+    report = await service.report("x")
+    assert report.metrics[0].late_changes == 3
+    assert any(note.startswith("3 values changed after") for note in report.notes)
+    assert {v: arm.finished for v, arm in report.metrics[0].arms.items()} == {"a": 5, "b": 2}
+    async with service.pool.acquire() as connection:
+        await check(connection)
+
+
+async def test_blocks_of_a_run_that_has_ended_close_too(service: Service) -> None:
+    record = await service.begin(definition("x", metric("click", window=f"{WINDOW}s")))
+    await service.ship([service.exposure(record, "u", "a", after(1))])
+    await service.tick()
+    await service.conclude("x")
+    await service.settle(100)
+    assert await closed(service)
