@@ -61,7 +61,7 @@ class GuardRule(msgspec.Struct, frozen=True):
         margin: the harm that is tolerated, at least 0: in the metric's unit, or as a fraction of
             the control's absolute mean where `relative` is true.
         alpha_share: the bound on the chance of a false alarm, in (0, 1): this rule's part of the
-            guard's alpha (`shares`).
+            guard's alpha, given by its ledger.
         relative: how the margin is meant.
         bets: the grid of bets, each in (0, 1).
 
@@ -226,29 +226,6 @@ def alarms(rule: GuardRule, state: GuardState) -> bool:
 def is_exact(rule: GuardRule) -> bool:
     """Whether the bound on false alarms holds exactly (proportions) or asymptotically (means)."""
     return rule.kind == "proportion"
-
-
-def shares(
-    alpha: float, guardrails: Sequence[str], variants: Sequence[str]
-) -> dict[tuple[str, str], float]:
-    """The ledger's opening rule: alpha split equally over (guardrail, treatment) pairs.
-
-    The pairs' false alarms add up to at most alpha (Bonferroni), however they depend.
-
-    Arguments:
-        alpha: the guard's alpha for one generation.
-        guardrails, variants: keys of the guardrail metrics and of the treatments.
-
-    Raises:
-        ValueError: for an alpha outside (0, 1), or a key named twice.
-    """
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha lies strictly between 0 and 1, not at {alpha}")
-    for keys in (guardrails, variants):
-        if len(set(keys)) != len(keys):
-            raise ValueError("a key is named twice")
-    pairs = [(guardrail, variant) for guardrail in guardrails for variant in variants]
-    return {pair: alpha / len(pairs) for pair in pairs}
 
 
 def scores(rule: GuardRule, state: GuardState, cell: BlockCell) -> Scores:

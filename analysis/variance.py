@@ -47,12 +47,6 @@ def degrees(cells: Sequence[Moments], kind: Kind) -> tuple[int, ...]:
     return tuple(cell.n - ddof for cell in cells)
 
 
-def pooled_variance(cells: Sequence[Moments], kind: Kind) -> float | None:
-    """Variance of one arm's scores pooled within epochs, Σ M2_e / Σ df_e; None without df."""
-    df = sum(degrees(cells, kind))
-    return sum(spread(cell, kind) for cell in cells) / df if df > 0 else None
-
-
 def weighted_mean_variance(
     cells: Sequence[Moments], weights: Sequence[float], kind: Kind, prior: float | None = None
 ) -> ArmVariance | None:

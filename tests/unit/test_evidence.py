@@ -17,7 +17,6 @@ from analysis.evidence import (
     log_evidence,
     plug_in,
     scores,
-    shares,
     start,
     step,
 )
@@ -274,17 +273,6 @@ def test_what_is_refused() -> None:
     for wrong in ({"margin": -0.1}, {"margin": math.inf}, {"alpha_share": 0.0}, {"bets": (1.0,)}):
         with pytest.raises(ValueError, match=r"margin|alpha|bets"):
             msgspec.convert({**msgspec.to_builtins(PROPORTION), **wrong}, GuardRule)
-
-
-def test_shares_are_the_whole_alpha() -> None:
-    split = shares(0.01, ["errors", "latency"], ["v1", "v2", "v3"])
-    assert len(split) == 6
-    assert math.fsum(split.values()) == pytest.approx(0.01)
-    assert set(split.values()) == {0.01 / 6}
-    assert shares(0.01, [], ["v1"]) == {}
-    for wrong in ((0.0, ["a"], ["b"]), (0.01, ["a", "a"], ["b"])):
-        with pytest.raises(ValueError, match=r"alpha|twice"):
-            shares(*wrong)
 
 
 def test_says_which_bound_holds() -> None:

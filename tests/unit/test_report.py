@@ -1,0 +1,244 @@
+"""The conclusion of a report: what the plan supports, never more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from analysis.moments import Moments
+from analysis.multiplicity import holm
+from analysis.report import EpochUnits, Facts, MetricCells, Report, make_report
+from analysis.sequence import MIN_UNITS_PER_ARM
+from experiments.definition import parse_definition
+from experiments.model import State
+from tests.unit.samples import proportion
+
+CONTROL = proportion(5_000, 500)
+BETTER = proportion(5_000, 700)
+WORSE = proportion(5_000, 350)
+SAME = proportion(5_000, 503)
+SLIGHTLY_BETTER = proportion(5_000, 570)
+"""Significant at a single look at 0.05, but not for a reading that may be looked at any time."""
+
+Arms = Mapping[str, Moments]
+
+
+def report(
+    metrics: Mapping[str, Arms],
+    *,
+    roles: Mapping[str, str] | None = None,
+    plan: Mapping[str, Any] | None = None,
+    state: State = "running",
+    rolled_back: str | None = None,
+    units: Mapping[str, int] | None = None,
+    goal: str = "increase",
+    unfinished: Mapping[str, Arms] | None = None,
+) -> Report:
+    """The report of one epoch of even weights, from the finished cells of each metric by variant.
+
+    All metrics are primary unless `roles` says otherwise, and all units are finished ones unless
+    there are `unfinished`.
+    """
+    arms = list(next(iter(metrics.values())))
+    definition = parse_definition(
+        {
+            "key": "x",
+            "variants": [
+                {"key": arm, "value": arm, "weight": 1 / len(arms), "control": place == 0}
+                for place, arm in enumerate(arms)
+            ],
+            "metrics": [
+                {
+                    "key": key,
+                    "role": (roles or {}).get(key, "primary"),
+                    "kind": "proportion",
+                    "event": key,
+                    "window": "1d",
+                    "goal": goal,
+                }
+                for key in metrics
+            ],
+            "analysis": dict(plan or {}),
+        }
+    )
+    enrolled = units or {arm: cell.n for arm, cell in next(iter(metrics.values())).items()}
+    return make_report(
+        Facts(
+            project="shop",
+            key="x",
+            state=state,
+            run=1,
+            epoch=1,
+            definition=definition,
+            ship=None,
+            started_at=None,
+            watermark=None,
+            rolled_back=rolled_back,
+            epochs=(EpochUnits(1, dict(enrolled), {}, dict.fromkeys(arms, 1 / len(arms))),),
+            metrics={
+                key: MetricCells(
+                    {(1, arm): cell for arm, cell in cells.items()},
+                    {(1, arm): cell for arm, cell in (unfinished or {}).get(key, {}).items()},
+                    0,
+                )
+                for key, cells in metrics.items()
+            },
+            guard=(),
+        )
+    )
+
+
+def names_a_winner(conclusion: str) -> bool:
+    """Whether it does."""
+    return "supports a winner" in conclusion
+
+
+def test_a_difference_that_holds_at_any_look_is_a_winner() -> None:
+    found = report({"click": {"a": CONTROL, "b": BETTER}})
+    assert found.conclusion.startswith(
+        "The plan supports a winner over the control: b is better on click (difference +0.04"
+    )
+
+
+def test_what_is_worse_keeps_the_control() -> None:
+    found = report({"click": {"a": CONTROL, "b": WORSE}})
+    assert found.conclusion.startswith("Keep the control: b is worse on click")
+
+
+def test_less_is_better_where_the_goal_is_to_decrease() -> None:
+    assert names_a_winner(report({"e": {"a": CONTROL, "b": WORSE}}, goal="decrease").conclusion)
+    worse = report({"e": {"a": CONTROL, "b": BETTER}}, goal="decrease")
+    assert worse.conclusion.startswith("Keep the control: b is worse on e")
+
+
+def test_no_difference_is_no_winner() -> None:
+    found = report({"click": {"a": CONTROL, "b": SAME}})
+    assert found.conclusion.startswith("No winner")
+    assert "single uncorrected look" not in found.conclusion
+
+
+def test_a_single_look_is_not_what_a_continuous_plan_stands_on() -> None:
+    found = report({"click": {"a": CONTROL, "b": SLIGHTLY_BETTER}})
+    fixed = found.metrics[0].comparisons[0].fixed
+    assert fixed.p_value is not None
+    assert fixed.p_value < 0.03
+    assert found.conclusion.startswith("No winner")
+    assert "A single uncorrected look would call a difference significant" in found.conclusion
+
+
+@pytest.mark.parametrize(("planned", "wins"), [(10_000, True), (10_001, False)])
+def test_a_fixed_reading_says_nothing_before_its_units(planned: int, wins: bool) -> None:
+    plan = {"reading": "fixed", "units": planned}
+    found = report({"click": {"a": CONTROL, "b": SLIGHTLY_BETTER}}, plan=plan)
+    assert names_a_winner(found.conclusion) is wins
+    if not wins:
+        assert found.conclusion.startswith("Keep running: 10000 of 10001 planned units")
+
+
+def test_a_fixed_reading_does_not_lean_on_the_continuous_one() -> None:
+    """Nor the other way round."""
+    plan = {"reading": "fixed", "units": 20_000}
+    found = report({"click": {"a": CONTROL, "b": BETTER}}, plan=plan)
+    assert found.metrics[0].comparisons[0].continuous.p_adjusted == pytest.approx(0, abs=0.01)
+    assert not names_a_winner(found.conclusion)
+
+
+def test_many_comparisons_are_corrected_over_variants_and_primary_metrics() -> None:
+    arms = {"a": CONTROL, "b": SLIGHTLY_BETTER, "c": SAME, "d": SAME}
+    fixed = {"reading": "fixed", "units": 2}
+    corrected = report({"click": arms, "buy": arms}, plan=fixed)
+    raw = report({"click": arms, "buy": arms}, plan=fixed | {"correction": "none"})
+    assert not names_a_winner(corrected.conclusion)
+    assert names_a_winner(raw.conclusion)
+    family = [c for metric in corrected.metrics for c in metric.comparisons]
+    assert len(family) == 6
+    assert [c.fixed_p_adjusted for c in family] == [
+        adjusted.p_adjusted for adjusted in holm([c.fixed.p_value for c in family])
+    ]
+    assert [c.continuous.p_adjusted for c in family] == [
+        adjusted.p_adjusted for adjusted in holm([c.continuous.reading.p_value for c in family])
+    ]
+
+
+@pytest.mark.parametrize("role", ["secondary", "guardrail"])
+@pytest.mark.parametrize("reading", [{}, {"reading": "fixed", "units": 2}])
+def test_only_a_primary_metric_makes_a_winner(role: str, reading: Mapping[str, Any]) -> None:
+    found = report(
+        {"click": {"a": CONTROL, "b": SAME}, "other": {"a": CONTROL, "b": BETTER}},
+        roles={"other": role},
+        plan=reading,
+    )
+    assert found.conclusion.startswith("No winner")
+    assert found.metrics[1].comparisons[0].fixed_p_adjusted is None
+    assert found.metrics[1].comparisons[0].continuous.p_adjusted is None
+
+
+def test_a_plan_without_a_primary_metric_supports_nothing() -> None:
+    found = report({"click": {"a": CONTROL, "b": BETTER}}, roles={"click": "secondary"})
+    assert found.conclusion == "The plan names no primary metric, so it supports no conclusion."
+
+
+def test_a_variant_that_is_better_here_and_worse_there_is_no_winner() -> None:
+    found = report({"click": {"a": CONTROL, "b": BETTER}, "buy": {"a": CONTROL, "b": WORSE}})
+    assert found.conclusion.startswith("Keep the control")
+    assert "b is worse on buy" in found.conclusion
+
+
+def test_two_winners_are_not_said_to_be_compared() -> None:
+    found = report({"click": {"a": CONTROL, "b": BETTER, "c": BETTER}})
+    assert names_a_winner(found.conclusion)
+    assert found.conclusion.endswith("They were not compared with each other.")
+
+
+def test_counts_that_do_not_fit_their_propensities_conclude_nothing() -> None:
+    found = report({"click": {"a": CONTROL, "b": BETTER}}, units={"a": 5_000, "b": 4_400})
+    assert found.sample_ratio.mismatch
+    assert found.conclusion.startswith("Fix the data first")
+
+
+@pytest.mark.parametrize("state", ["rolled_back", "archived"])
+def test_a_run_that_was_rolled_back_has_no_winner_for_ever(state: State) -> None:
+    found = report(
+        {"click": {"a": CONTROL, "b": BETTER}}, state=state, rolled_back="it burned the house down"
+    )
+    assert found.conclusion == "Rolled back to a: it burned the house down."
+
+
+def test_without_units_nothing_is_known() -> None:
+    found = report({"click": {"a": proportion(0, 0), "b": proportion(0, 0)}})
+    assert found.conclusion == "No units yet: nothing is known."
+
+
+@pytest.mark.parametrize(
+    ("state", "beginning"),
+    [("running", "Keep running"), ("paused", "Keep running"), ("concluded", "The run ended")],
+)
+def test_too_few_finished_units_are_said_to_be_too_few(state: State, beginning: str) -> None:
+    few = MIN_UNITS_PER_ARM - 1
+    waiting = {"a": proportion(2_000, 100), "b": proportion(2_000, 900)}
+    found = report(
+        {"click": {"a": proportion(few, 1), "b": proportion(few, few)}},
+        unfinished={"click": waiting},
+        state=state,
+    )
+    assert found.conclusion.startswith(beginning)
+    assert f"too few finished units, {few} of the {MIN_UNITS_PER_ARM}" in found.conclusion
+    assert any("4000 of click" in note for note in found.notes)
+
+
+def test_enough_finished_units_without_a_single_outcome_are_no_winner() -> None:
+    found = report({"click": {"a": proportion(500, 0), "b": proportion(500, 0)}})
+    assert found.conclusion.startswith("No winner")
+
+
+def test_all_of_a_report_is_json_whatever_is_not_defined() -> None:
+    for arms in (
+        {"a": proportion(0, 0), "b": proportion(0, 0)},
+        {"a": proportion(1, 1), "b": proportion(0, 0)},
+        {"a": proportion(1, 0), "b": proportion(1, 1)},
+        {"a": proportion(200, 0), "b": proportion(200, 200)},
+        {"a": proportion(200, 0), "b": proportion(200, 0)},
+    ):
+        found = report({"click": arms})
+        assert msgspec.json.decode(msgspec.json.encode(found), type=Report) == found
