@@ -27,16 +27,10 @@ ROUTER_LIFE: Final = timedelta(seconds=30)
 _ROUTERS_SHIPPED_THROUGH = """
     select min(shipped_through) from journal where heartbeat_at > clock_timestamp() - $1::interval
 """
-_TAKE_SEGMENTS = """
-    with oldest as (
-        select id, records from segment where folded_at is null order by id limit $1
-    ),
-    counted as (select id, sum(records) over (order by id) - records as before from oldest)
-    update segment set folded_at = $3
-    where id in (select id from counted where before < $2)
-    returning id, records
+_WAITING_SEGMENTS = """
+    select id, records from segment where folded_at is null order by id limit $1
 """
-_IS_LEFT_OVER = "select exists (select from segment where folded_at is null)"
+_TAKE_SEGMENTS = "update segment set folded_at = $2 where id = any($1)"
 # A unit's first exposure among the new ones joins its enrolment or replaces it where it is earlier;
 # of two at one time that of the lower epoch counts, whichever came in first. `_ENROL` gives the
 # rows that are new or have changed. What stood there before is read first, by itself: joined to
@@ -203,9 +197,11 @@ async def fold(connection: Connection, now: datetime) -> Folded:
     The caller's transaction makes it all one: the segments' mark is the position.
     """
     shipped_through = await connection.fetchval(_ROUTERS_SHIPPED_THROUGH, ROUTER_LIFE)
-    taken = await connection.fetch(_TAKE_SEGMENTS, BATCH_SEGMENTS, BATCH_RECORDS, now)
+    waiting = await connection.fetch(_WAITING_SEGMENTS, BATCH_SEGMENTS + 1)
+    taken = _batch(waiting)
     segments = [row["id"] for row in taken]
     if segments:
+        await connection.execute(_TAKE_SEGMENTS, segments, now)
         stood = {row["id"]: row for row in await connection.fetch(_ENROLLED_BEFORE, segments)}
         enrolments = await connection.fetch(_ENROL, segments)
         await _count_enrolments(connection, enrolments, stood)
@@ -216,12 +212,25 @@ async def fold(connection: Connection, now: datetime) -> Folded:
         touched = {row["id"] for row in await connection.fetch(_TOUCHED, segments)}
         values = await connection.fetch(_VALUES + _OF_UNITS, sorted(touched | before.keys()))
         await _apply(connection, values, before)
-    complete = not await connection.fetchval(_IS_LEFT_OVER)
+    # What was shipped since is for the next tick: to wait for it would be to wait for ever.
+    complete = len(taken) == len(waiting)
     if complete and shipped_through is not None:
         await connection.execute(
             "update fold_position set watermark = greatest(watermark, $1)", shipped_through
         )
     return Folded(len(segments), sum(row["records"] for row in taken), complete)
+
+
+def _batch(waiting: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
+    """The first of the segments, as many as one fold takes."""
+    taken: list[asyncpg.Record] = []
+    records = 0
+    for segment in waiting[:BATCH_SEGMENTS]:
+        records += segment["records"]
+        if taken and records > BATCH_RECORDS:
+            break
+        taken.append(segment)
+    return taken
 
 
 async def backfill(connection: Connection) -> int:
