@@ -319,24 +319,25 @@ def conclude(
         )
     if not any(metric.role == "primary" for metric in metrics):
         return "The plan names no primary metric, so it supports no conclusion."
-    return _too_early(facts, total, metrics) or _verdict(findings(metrics, plan), metrics, plan)
+    return _too_early(facts, metrics) or _verdict(findings(metrics, plan), metrics, plan)
 
 
-def _too_early(facts: Facts, total: int, metrics: Sequence[MetricReport]) -> str | None:
+def _too_early(facts: Facts, metrics: Sequence[MetricReport]) -> str | None:
     """Why the plan's reading says nothing yet, if it does not."""
     plan = facts.definition.analysis
+    primary = [metric for metric in metrics if metric.role == "primary"]
     waiting = "Keep running" if facts.state in {"running", "paused"} else "The run ended too early"
     if plan.reading == "fixed":
+        total = min(sum(arm.finished for arm in metric.arms.values()) for metric in primary)
         if plan.units is None or total >= plan.units:
             return None
         return (
-            f"{waiting}: {total} of {plan.units} planned units; the fixed-horizon reading "
-            "supports no conclusion before they are there."
+            f"{waiting}: {total} of {plan.units} planned units have finished; the fixed-horizon "
+            "reading supports no conclusion before they have."
         )
     finished = max(
         min(c.continuous.n_control, c.continuous.n_treatment)
-        for metric in metrics
-        if metric.role == "primary"
+        for metric in primary
         for c in metric.comparisons
     )
     if finished >= MIN_UNITS_PER_ARM:

@@ -5,17 +5,20 @@
 | key                                     | no    | no              | no        | no       |
 | name, hypothesis, owner, tags, record   | yes   | yes             | yes       | no       |
 | traffic, weights                        | yes   | yes             | next run  | no       |
-| metrics, guard, policy                  | yes   | yes             | yes       | no       |
+| metrics that are not primary, guard,    | yes   | yes             | yes       | no       |
+| policy                                  |       |                 |           |          |
 | salt, stickiness, layer, targeting,     | yes   | no              | next run  | no       |
 | when_stale                              |       |                 |           |          |
 | variants (number, order, keys, values,  | yes   | no              | no        | no       |
-| control), unit, analysis                |       |                 |           |          |
+| control), unit, analysis, primary       |       |                 |           |          |
+| metrics                                 |       |                 |           |          |
 
 Ended is concluded or rolled back; what changes there takes effect in the next run.
 
 - A running experiment's variants, unit, salt and stickiness are what its units met: another value
   under the same key, or another split, would be another experiment.
-- The analysis plan is a promise made before the data came in, so data ends the right to change it.
+- The analysis plan, and which metrics are primary, is a promise made before the data came in, so
+  data ends the right to change it.
 - The guard's alpha is a ledger: while a run goes on it may rise, but not fall, since what is spent
   cannot be taken back.
 - An experiment that has ended still answers with the variant that it ships, and its report still
@@ -61,6 +64,10 @@ CHANGEABLE: Final[dict[State, tuple[str, ...]]] = {
 }
 """State -> the patterns of paths that may change in it."""
 
+_PRIMARY_IS_PLANNED: Final = (
+    "primary metrics are part of the plan: from the first run on they cannot be added, changed or "
+    "removed; others can join as secondary ones"
+)
 _ALPHA_IS_SPENT: Final = "may rise while a run goes on, but not fall: what is spent stays spent"
 
 
@@ -79,8 +86,14 @@ def check_change(before: Experiment, after: Experiment, state: State) -> None:
     problems = [FieldProblem(path, "immutable", detail) for path in held]
     if state in {"running", "paused"} and after.guard.alpha < before.guard.alpha:
         problems.append(FieldProblem("guard.alpha", "immutable", _ALPHA_IS_SPENT))
+    if state != "draft" and _primary(before) != _primary(after):
+        problems.append(FieldProblem("metrics", "immutable", _PRIMARY_IS_PLANNED))
     if problems:
         raise invalid(problems)
+
+
+def _primary(definition: Experiment) -> list[bytes]:
+    return sorted(_written(metric) for metric in definition.metrics if metric.role == "primary")
 
 
 def changed_paths(before: Any, after: Any, path: str = paths.ROOT) -> Iterator[str]:

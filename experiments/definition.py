@@ -266,6 +266,11 @@ def _bandit(draft: Draft) -> Problems:
         yield FieldProblem("policy.floor", "conflict", detail)
     if draft.sound("policy.every") and parse_duration(policy.every) < SHORTEST_TICK:
         yield FieldProblem("policy.every", "value", "must be at least 1s")
+    for index, variant in enumerate(draft.value.variants):
+        path = paths.field(paths.item("variants", index), "weight")
+        if draft.sound(path) and variant.weight == 0:
+            detail = "must be above 0: a variant that nobody meets never ends the bandit's warm-up"
+            yield FieldProblem(path, "conflict", detail)
     if draft.sound("policy.metric") and draft.sound("metrics[*].key"):
         yield from _bandit_metric(policy.metric, draft.value.metrics)
 

@@ -193,7 +193,7 @@ class AnalysisPlan(_Part, frozen=True):
     """What was decided before the data came in.
 
     `reading` says which interval a conclusion may stand on: `continuous` may be read at any time;
-    `fixed` only once `units` are enrolled.
+    `fixed` only once `units` have finished.
     """
 
     alpha: Probability = 0.05

@@ -93,7 +93,7 @@ async def test_what_does_not_change_a_guardrail_costs_no_alpha(service: Service)
     await service.begin(definition("x", errors))
     await service.tick()
     before = await service.fetch("select * from guard_ledger")
-    await service.amend("x", {"name": "N", "metrics": [errors, metric("click", "primary")]})
+    await service.amend("x", {"name": "N", "metrics": [errors, metric("click", "secondary")]})
     await service.tick()
     assert await service.fetch("select * from guard_ledger") == before
 

@@ -17,7 +17,7 @@ BEFORE = parse_definition(
             {"key": "b", "weight": 0.5, "value": 2},
         ],
         "metrics": [
-            {"key": "m", "role": "primary", "kind": "proportion", "event": "e", "window": "1d"}
+            {"key": "m", "role": "secondary", "kind": "proportion", "event": "e", "window": "1d"}
         ],
         "tags": ["x"],
     }
@@ -96,6 +96,18 @@ def test_what_is_held_while_a_run_lasts(patch: dict[str, Any], paths: set[str]) 
         assert immutable(BEFORE, after, state) == (set() if state in free else paths)
 
 
+@pytest.mark.parametrize("state", get_args(State))
+def test_what_is_primary_is_settled_before_the_first_unit(state: State) -> None:
+    primary = {"key": "p", "role": "primary", "kind": "proportion", "event": "e", "window": "1d"}
+    planned = apply_patch(BEFORE, {"metrics": [primary]})
+    later = [BEFORE, apply_patch(BEFORE, {"metrics": [{**primary, "window": "2d"}]})]
+    for before, after in [(BEFORE, planned), *((planned, other) for other in later)]:
+        assert ("metrics" in immutable(before, after, state)) == (state != "draft")
+    secondary = {**primary, "key": "s", "role": "secondary"}
+    more = apply_patch(planned, {"metrics": [secondary, primary]})
+    assert ("metrics" in immutable(planned, more, state)) == (state == "archived")
+
+
 @pytest.mark.parametrize("state", ["running", "paused"])
 def test_alpha_that_may_be_spent_cannot_fall(state: State) -> None:
     lower, higher = (apply_patch(BEFORE, {"guard": {"alpha": a}}) for a in (0.001, 0.02))
@@ -117,7 +129,13 @@ def test_the_key_is_held_in_every_state() -> None:
         | variants({}, {})
         | {
             "metrics": [
-                {"key": "m", "role": "primary", "kind": "proportion", "event": "e", "window": "1d"}
+                {
+                    "key": "m",
+                    "role": "secondary",
+                    "kind": "proportion",
+                    "event": "e",
+                    "window": "1d",
+                }
             ]
         }
     )

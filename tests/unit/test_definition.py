@@ -279,6 +279,16 @@ MEANING: list[tuple[dict[str, Any], Wrong]] = [
     ({"policy": THOMPSON, "metrics": []}, {("policy.metric", "reference")}),
     ({"policy": THOMPSON | {"floor": 0.51}}, {("policy.floor", "conflict")}),
     ({"policy": THOMPSON | {"every": "999ms"}}, {("policy.every", "value")}),
+    (
+        {
+            "policy": THOMPSON,
+            "variants": [
+                {"key": "a", "control": True, "weight": 1, "value": 1},
+                {"key": "b", "weight": 0, "value": 2},
+            ],
+        },
+        {("variants[1].weight", "conflict")},
+    ),
     # analysis
     ({"analysis": {"reading": "fixed"}}, {("analysis.units", "missing")}),
     ({"analysis": {"units": 100}}, {("analysis.units", "conflict")}),

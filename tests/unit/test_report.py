@@ -133,7 +133,7 @@ def test_a_fixed_reading_says_nothing_before_its_units(planned: int, wins: bool)
     found = report({"click": {"a": CONTROL, "b": SLIGHTLY_BETTER}}, plan=plan)
     assert names_a_winner(found.conclusion) is wins
     if not wins:
-        assert found.conclusion.startswith("Keep running: 10000 of 10001 planned units")
+        assert found.conclusion.startswith("Keep running: 10000 of 10001 planned units have")
 
 
 def test_a_fixed_reading_does_not_lean_on_the_continuous_one() -> None:
