@@ -228,7 +228,7 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
     control = record.definition.control.key
     if weights.get(control) == 0:
         detail = "must be above 0: all others are compared with the control"
-        problems.append(FieldProblem(f"weights.{control}", "value", detail))
+        problems.append(FieldProblem(paths.field("weights", control), "value", detail))
     if not problems and abs(total - 1) > WEIGHT_TOLERANCE:
         problems.append(FieldProblem("weights", "value", f"must sum to 1, sum to {total:.6g}"))
     if problems:
@@ -242,11 +242,10 @@ async def _change(
     use_case: Callable[[store.Connection], Awaitable[ExperimentRecord]],
     status: int = 200,
 ) -> Response[bytes]:
-    async with control.pool.acquire() as connection:
-        async with connection.transaction():
-            record = await use_case(connection)
-            view = await _view(connection, record)
-        await announce(control.redis, project)
+    async with control.pool.acquire() as connection, connection.transaction():
+        record = await use_case(connection)
+        view = await _view(connection, record)
+    await announce(control.redis, project)
     return _experiment_response(view, status)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 import msgspec
 from litestar import MediaType, Request, Response
 from litestar.connection import ASGIConnection
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import PathParameter, QueryParameter
 
@@ -20,7 +20,10 @@ Clock = Callable[[], datetime]
 """Gives the time, UTC and aware."""
 
 PathKey: TypeAlias = Annotated[
-    str, PathParameter(pattern=r"^[a-z0-9_.-]{1,64}$", description="a key: of a-z, 0-9, _, . and -")
+    str,
+    PathParameter(
+        pattern=r"^[a-z0-9_.-]{1,64}$(?!\n)", description="a key: of a-z, 0-9, _, . and -"
+    ),
 ]
 """A key or an id in a path. What has another form names nothing: not found."""
 Limit: TypeAlias = Annotated[
@@ -112,16 +115,20 @@ async def read_body(request: Request[Any, Any, Any], limit: int = MAX_BODY) -> b
     """The body of a request.
 
     Raises:
-        ProblemError: `too-large`, as soon as more than `limit` bytes have come.
+        ProblemError: `too-large`, as soon as more than `limit` bytes have come; `malformed` where
+            its sender goes away in the middle, which is no defect of ours.
     """
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
-        if len(chunks) > limit:
-            raise _too_large(limit)
+    try:
+        async for chunk in request.stream():
+            chunks += chunk
+            if len(chunks) > limit:
+                raise _too_large(limit)
+    except InternalServerException as error:  # all that the framework says of a disconnect
+        raise ProblemError("malformed", "The body ended early: its sender has gone") from error
     return bytes(chunks)
 
 

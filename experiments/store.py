@@ -15,7 +15,8 @@ from experiments.records import Decision, Epoch, ExperimentRecord, Live, Publica
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Pool: TypeAlias = "asyncpg.Pool[Any]"
-PostgresError = (asyncpg.PostgresError, asyncpg.InterfaceError)
+# asyncpg calls it an error of its own where a connection is cut at an unexpected moment.
+PostgresError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _EXPERIMENT = """
     select id, project, key, state, revision, run, epoch, definition, ship, created_at, updated_at

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from experiments import paths
 from experiments.decoding import decode
 from experiments.doors import parse_json
 from experiments.json_data import clean
@@ -149,7 +150,7 @@ def _check(item: OutcomeItem, now: datetime) -> Iterator[FieldProblem]:
     if (item.unit is None) == (item.units is None):
         kind = "missing" if item.unit is None else "conflict"
         yield FieldProblem("unit", kind, "give either `unit` or `units`")
-    named = {} if item.units is None else {f"units.{t}": u for t, u in item.units.items()}
+    named = {paths.field("units", kind): unit for kind, unit in (item.units or {}).items()}
     if item.unit is not None:
         named["unit"] = item.unit
     for path, unit in named.items():

@@ -63,6 +63,8 @@ class Refresher:
                     await self.refresh()
                 except (OSError, TimeoutError, *store.PostgresError) as error:
                     logger.warning("snapshot not refreshed", extra={"error": str(error)})
+                except Exception:  # whatever it is, the last snapshot is there to go on with
+                    logger.exception("snapshot not refreshed")
                 try:
                     await asyncio.wait_for(self._news.wait(), self._poll_seconds)
                 except TimeoutError:

@@ -48,6 +48,7 @@ _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
     asyncpg.OperatorInterventionError,  # it starts, stops, or was told to end our query
     asyncpg.InsufficientResourcesError,  # too many connections, no memory, a full disk
     asyncpg.InterfaceError,  # our end of a connection that was lost
+    asyncpg.InternalClientError,  # the same, at a moment that asyncpg did not expect
 )
 
 

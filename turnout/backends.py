@@ -74,7 +74,12 @@ async def connected(database_url: str) -> AsyncIterator[store.Pool]:
             max_size=12,
             timeout=CONNECT_TIMEOUT,
             command_timeout=QUERY_TIMEOUT,
-            server_settings={"application_name": "turnout", "timezone": "UTC"},
+            server_settings={
+                "application_name": "turnout",
+                "timezone": "UTC",
+                # A segment leaves the journal once its rows are committed: that has to be on disk.
+                "synchronous_commit": "on",
+            },
         )
     except (OSError, TimeoutError, ValueError, *store.PostgresError) as error:
         raise CannotRunError(f"cannot reach Postgres: {line_of(error)}") from error

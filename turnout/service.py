@@ -52,8 +52,9 @@ async def bootstrap(pool: store.Pool, project: str) -> str | None:
     """Make the first project and its admin key; the key's text, or None if there was one before."""
     now = utc_now()
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("lock table api_key in share row exclusive mode")
+        # In the order in which `keys create` takes them: the other way round would be a deadlock.
         await store.create_project(connection, project, now)
+        await connection.execute("lock table api_key in share row exclusive mode")
         if await store.any_key(connection):
             return None
         text, key = new_key(project, "admin", "first admin key", now, secrets.token_bytes)

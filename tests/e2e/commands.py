@@ -1,0 +1,189 @@
+"""The command `turnout` as an operator runs it: real processes, with an environment of our own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from turnout.embedded.folder import Folder, orphans
+
+TURNOUT = Path(sys.executable).parent / "turnout"
+PATIENCE = 60.0  # a bound, not a wait: machines that run tests may be busy
+
+Variables = Mapping[str, str]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Poll until the condition holds; a failure names what never came."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def clean_environment(variables: Variables | None = None) -> dict[str, str]:
+    """Ours, without the settings of whoever runs the tests."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("TURNOUT_")}
+    return inherited | dict(variables or {})
+
+
+def turnout(
+    *arguments: str | Path, variables: Variables | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [TURNOUT, *arguments],
+        env=clean_environment(variables),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def done(*arguments: str | Path, variables: Variables | None = None, stdin: str = "") -> str:
+    """What a command prints that must end well and say nothing else."""
+    result = turnout(*arguments, variables=variables, stdin=stdin)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def refusal(*arguments: str | Path, variables: Variables | None = None) -> str:
+    """Why a command cannot run: status 2 and exactly one line."""
+    result = turnout(*arguments, variables=variables)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert re.fullmatch(r"turnout: [^\n]+\n", result.stderr), result.stderr
+    return result.stderr.removeprefix("turnout: ").rstrip("\n")
+
+
+class Up:
+    """A `turnout up` that runs."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], data_dir: Path, printed: Path, logged: Path
+    ) -> None:
+        """Made by `up`."""
+        self.process = process
+        self.data_dir = data_dir
+        self._printed = printed
+        self._logged = logged
+        self.url = ""
+        self.admin_key = ""
+
+    @property
+    def printed(self) -> list[str]:
+        """The whole lines on standard output."""
+        return self._printed.read_text().split("\n")[:-1]
+
+    @property
+    def logged(self) -> str:
+        """Standard error."""
+        return self._logged.read_text()
+
+    @property
+    def strays(self) -> list[str]:
+        """What stands on standard error that is neither a line of the log nor our last word."""
+        return [
+            line for line in self.logged.splitlines() if not line.startswith(("{", "turnout: "))
+        ]
+
+    def wait_until_served(self) -> None:
+        """Wait for the address, and read the key if there is one."""
+
+        def says_where() -> bool:
+            assert self.process.poll() is None, f"it ended: {self.logged}"
+            return any("serves on" in line for line in self.printed)
+
+        until(says_where, "it serves")
+        for line in self.printed:
+            last = line.rsplit(" ", 1)[-1]
+            if line.startswith("Admin key of project "):
+                self.admin_key = last
+            elif line.startswith("Turnout serves on "):
+                self.url = last
+
+    def client(self, key: str) -> httpx.Client:
+        """A client with a key."""
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def metric(self, name: str) -> float:
+        """A metric without labels, as Prometheus would read it."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end; its exit status."""
+        self.process.send_signal(signum)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def launched(
+    data_dir: Path, *flags: str | Path, variables: Variables | None = None
+) -> Iterator[Up]:
+    """A `turnout up` on any free port that has only just been started. It is gone afterwards, and
+    so are its servers."""
+    printed, logged = (data_dir.with_name(f"{data_dir.name}.{end}") for end in ("out", "err"))
+    with (
+        printed.open("wb") as out,
+        logged.open("wb") as err,
+        subprocess.Popen(
+            [TURNOUT, "up", "--port", "0", "--data-dir", data_dir, *flags],
+            env=clean_environment(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        ) as process,
+    ):
+        try:
+            yield Up(process, data_dir, printed, logged)
+            if process.poll() is None:
+                process.terminate()
+                process.wait(PATIENCE)
+        finally:
+            process.kill()
+            until(lambda: not servers_of(data_dir), "its servers have ended")
+
+
+@contextmanager
+def up(data_dir: Path, *flags: str | Path, variables: Variables | None = None) -> Iterator[Up]:
+    """A `turnout up` that serves."""
+    with launched(data_dir, *flags, variables=variables) as service:
+        service.wait_until_served()
+        yield service
+
+
+def servers_of(data_dir: Path) -> dict[int, str]:
+    """The servers that run on a data folder: pid and program."""
+    return orphans(Folder(root=data_dir))
+
+
+def children_of(pid: int) -> set[str]:
+    """The programs that a process has started and that still run."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found.add(Path(f"/proc/{child}/exe").readlink().name)
+    return found
+
+
+def checked(response: httpx.Response) -> Any:
+    """The body of an answer that must be good."""
+    assert response.is_success, response.text
+    return response.json()
