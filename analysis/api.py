@@ -37,7 +37,7 @@ async def read_report(
     request: Request[Any, Any, Any], analysis: Analysis, key: PathKey
 ) -> Response[bytes]:
     """The significance report of the current run: JSON, or Markdown by `Accept`."""
-    async with analysis.pool.acquire() as connection:
+    async with store.borrow(analysis.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         report = make_report(await read_facts(connection, record))
     if request.accept.best_match(["application/json", MARKDOWN]) == MARKDOWN:
@@ -58,7 +58,7 @@ async def list_decisions(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """What the controller decided, the newest first, each with the evidence to compute it again."""
-    async with analysis.pool.acquire() as connection:
+    async with store.borrow(analysis.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         decisions = await store.list_decisions(
             connection, record.id, limit + 1, read_cursor(cursor)

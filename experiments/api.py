@@ -29,7 +29,17 @@ from experiments.doors import (
 )
 from experiments.keys import ApiKey, Role, new_key
 from experiments.lifecycle import Change
-from experiments.model import Duration, Experiment, Key, Reason, Share, State, Text, parse_duration
+from experiments.model import (
+    Duration,
+    Experiment,
+    Key,
+    Reason,
+    Share,
+    State,
+    Text,
+    ThompsonPolicy,
+    parse_duration,
+)
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord, Revision
 
@@ -67,7 +77,7 @@ class AllocationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a manual reallocation; what is left out stays as it is."""
 
     reason: Reason
-    weights: dict[Key, Share] | None = None
+    weights: Annotated[dict[Key, Share], Meta(max_length=64)] | None = None
     traffic: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
@@ -226,9 +236,14 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
     ]
     total = sum(weights.values())
     control = record.definition.control.key
-    if weights.get(control) == 0:
-        detail = "must be above 0: all others are compared with the control"
-        problems.append(FieldProblem(paths.field("weights", control), "value", detail))
+    needed = {control: "all others are compared with the control"}
+    if isinstance(record.definition.policy, ThompsonPolicy):
+        needed |= dict.fromkeys(known.keys() - {control}, "the bandit has to learn of it")
+    problems += [
+        FieldProblem(paths.field("weights", key), "value", f"must be above 0: {needed[key]}")
+        for key in known
+        if key in needed and weights.get(key) == 0
+    ]
     if not problems and abs(total - 1) > WEIGHT_TOLERANCE:
         problems.append(FieldProblem("weights", "value", f"must sum to 1, sum to {total:.6g}"))
     if problems:
@@ -242,7 +257,7 @@ async def _change(
     use_case: Callable[[store.Connection], Awaitable[ExperimentRecord]],
     status: int = 200,
 ) -> Response[bytes]:
-    async with control.pool.acquire() as connection, connection.transaction():
+    async with store.borrow(control.pool) as connection, connection.transaction():
         record = await use_case(connection)
         view = await _view(connection, record)
     await announce(control.redis, project)
@@ -282,7 +297,7 @@ async def list_experiments(
     in_state: Annotated[State | None, QueryParameter(name="state")] = None,
 ) -> Response[bytes]:
     """The project's experiments, the newest first."""
-    async with control.pool.acquire() as connection:
+    async with store.borrow(control.pool) as connection:
         records = await store.list_experiments(
             connection, principal_of(request).project, limit + 1, read_cursor(cursor), in_state
         )
@@ -299,7 +314,7 @@ async def read_experiment(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """An experiment as it stands; its `ETag` is its revision."""
-    async with control.pool.acquire() as connection:
+    async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         return _experiment_response(await _view(connection, record))
 
@@ -338,7 +353,7 @@ async def list_revisions(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """Every definition that the experiment ever had, the newest first."""
-    async with control.pool.acquire() as connection:
+    async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         revisions = await store.list_revisions(
             connection, record.id, limit + 1, read_cursor(cursor)
@@ -359,7 +374,7 @@ async def list_allocations(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """All epochs, the newest first: who moved the traffic, when, and why."""
-    async with control.pool.acquire() as connection:
+    async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         epochs = await store.list_epochs(connection, record.id, limit + 1, read_cursor(cursor))
     return json_response(page(epochs, limit, epoch_view, lambda e: e.number))
@@ -457,7 +472,7 @@ async def create_key(request: Request[Any, Any, Any], control: Control) -> Respo
         raise invalid([FieldProblem("expires_in", "value", detail)]) from error
     project = principal_of(request).project
     text, key = new_key(project, body.role, body.note, now, control.random_bytes, expires_at)
-    async with control.pool.acquire() as connection, connection.transaction():
+    async with store.borrow(control.pool) as connection, connection.transaction():
         await store.insert_key(connection, key)
     await announce(control.redis, project)
     return json_response(_key_view(key, text), 201)
@@ -466,7 +481,7 @@ async def create_key(request: Request[Any, Any, Any], control: Control) -> Respo
 @get("/v1/keys", opt={"permission": "administer", "gives": Page[KeyView]}, tags=["keys"])
 async def list_keys(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """The live keys of this project, without their secrets."""
-    async with control.pool.acquire() as connection:
+    async with store.borrow(control.pool) as connection:
         keys = await store.live_keys(connection, principal_of(request).project)
     return json_response(Page([_key_view(k) for k in keys], None))
 
@@ -475,7 +490,7 @@ async def list_keys(request: Request[Any, Any, Any], control: Control) -> Respon
 async def revoke_key(request: Request[Any, Any, Any], control: Control, key_id: PathKey) -> None:
     """Revoke a key: no router takes it any more."""
     project = principal_of(request).project
-    async with control.pool.acquire() as connection, connection.transaction():
+    async with store.borrow(control.pool) as connection, connection.transaction():
         if not await store.revoke_key(connection, project, key_id, control.clock()):
             raise ProblemError("not-found", f"Project {project} has no live key {key_id!r}")
     await announce(control.redis, project)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -193,17 +193,17 @@ def _choose(
 def _unknown_fields(kinds: Sequence[Any], data: Mapping[str, Any], path: str) -> list[FieldProblem]:
     if not all(kind.__struct_config__.forbid_unknown_fields for kind in kinds):
         return []
-    known = {info.encode_name for kind in kinds for info in msgspec.structs.fields(kind)}
+    known = {info.encode_name for kind in kinds for info in _fields(kind)}
     known |= {kind.__struct_config__.tag_field for kind in kinds} - {None}
     unknown = [name for name in data if name not in known]
     return [
-        FieldProblem(paths.field(path, name), "unknown", _suggestion(name, sorted(known)))
+        FieldProblem(paths.field(path, name), "unknown", _suggestion(name, tuple(sorted(known))))
         for name in unknown[:MAX_UNKNOWN]
     ]
 
 
 def _common_fields(kinds: Sequence[Any]) -> list[FieldInfo]:
-    first, *others = ({info.name: info for info in msgspec.structs.fields(kind)} for kind in kinds)
+    first, *others = ({info.name: info for info in _fields(kind)} for kind in kinds)
     return [
         info
         for name, info in first.items()
@@ -211,7 +211,8 @@ def _common_fields(kinds: Sequence[Any]) -> list[FieldInfo]:
     ]
 
 
-def _suggestion(name: str, known: Sequence[str]) -> str:
+@lru_cache(maxsize=1024)  # a batch has one misspelt name in thousands of items
+def _suggestion(name: str, known: tuple[str, ...]) -> str:
     close = get_close_matches(name, known, 1)
     if close:
         return f"no field has this name; did you mean `{close[0]}`?"
@@ -246,8 +247,7 @@ _EMPTY: Final[dict[Any, Callable[[], Any]]] = {
 def _complete(kind: Any, values: Mapping[str, Any]) -> Any:
     """A Struct with these values; a field without one has its default or a stand-in. None where the
     Struct's own check refuses them."""
-    fields = msgspec.structs.fields(kind)
-    complete = {info.name: values.get(info.name, _default(info)) for info in fields}
+    complete = {info.name: values.get(info.name, _default(info)) for info in _fields(kind)}
     try:
         return kind(**complete)
     except (TypeError, ValueError):  # what msgspec takes for a refusal by __post_init__
@@ -337,6 +337,11 @@ _LIMITS: Final = {
 
 
 # Types
+
+
+@cache  # msgspec works them out anew at each call, which is most of what refusing a batch costs
+def _fields(kind: Any) -> tuple[FieldInfo, ...]:
+    return msgspec.structs.fields(kind)
 
 
 def _unwrap(hint: Any) -> tuple[Any, list[Meta]]:

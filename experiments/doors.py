@@ -34,6 +34,8 @@ Cursor: TypeAlias = Annotated[
 ]
 
 PROBLEM_JSON = "application/problem+json"
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises where a text is no JSON, or is nested too deep to be read."""
 MAX_BODY = 8 * 1024 * 1024
 _PARAMETER_NAMES = {"in_state": "state"}  # a handler's `state` is Litestar's own
 _PROBLEM_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
@@ -153,8 +155,13 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError("malformed", f"The body is not JSON: {error}") from error
+    except NOT_JSON as error:
+        raise malformed(error) from error
+
+
+def malformed(error: Exception) -> ProblemError:
+    """The answer to a body that cannot be read."""
+    return ProblemError("malformed", f"The body is not JSON: {error}")
 
 
 def read_as(kind: type[T], data: Any) -> T:

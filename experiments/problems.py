@@ -17,7 +17,6 @@ CATALOGUE: Final[dict[str, tuple[int, str]]] = {
     "revision-mismatch": (412, "It was changed since you read it"),
     "precondition-required": (428, "If-Match is needed"),
     "too-large": (413, "The body is too large"),
-    "unsupported-media-type": (415, "The content type is not understood"),
     "journal-full": (503, "The journal is full"),
     "unavailable": (503, "Something that is needed does not answer"),
     "internal": (500, "A defect of ours"),

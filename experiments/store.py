@@ -3,7 +3,7 @@ transaction; none decides anything."""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import msgspec
@@ -27,6 +27,8 @@ _EPOCH_COLUMNS = (
     "reason, decision"
 )
 
+BORROW_SECONDS: Final = 5.0
+
 
 def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
@@ -46,20 +48,26 @@ def _epoch(row: asyncpg.Record, prefix: str = "") -> Epoch:
     return Epoch(**fields)
 
 
-async def create_project(connection: Connection, project: str, now: datetime) -> bool:
-    """Make a project; whether it is new."""
-    status = await connection.execute(
+def borrow(pool: Pool) -> "asyncpg.pool.PoolAcquireContext[Any]":
+    """A connection for a request at a door, which gives up rather than queue behind a database
+    that hangs.
+
+    Raises:
+        TimeoutError: on entry, if none is free in time.
+    """
+    return pool.acquire(timeout=BORROW_SECONDS)
+
+
+async def create_project(connection: Connection, project: str, now: datetime) -> None:
+    """Make a project, unless it is there."""
+    await connection.execute(
         "insert into project (key, created_at) values ($1, $2) on conflict do nothing", project, now
     )
-    return status == "INSERT 0 1"
 
 
-async def touch_project(connection: Connection, project: str) -> int:
-    """Raise the version of a project, in the transaction of what changed; the new version."""
-    version: int = await connection.fetchval(
-        "update project set version = version + 1 where key = $1 returning version", project
-    )
-    return version
+async def touch_project(connection: Connection, project: str) -> None:
+    """Raise the version of a project, in the transaction of what changed."""
+    await connection.execute("update project set version = version + 1 where key = $1", project)
 
 
 async def insert_key(connection: Connection, key: ApiKey) -> None:
@@ -374,7 +382,8 @@ async def project_versions(connection: Connection) -> dict[str, int]:
 
 
 async def load_publication(connection: Connection, project: str) -> Publication | None:
-    """All that a router needs to know of a project, as of one moment."""
+    """All that a router needs to know of a project, as of one moment: a draft has no epoch, so it
+    is not part of it."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(
             "select version, default_unit_type from project where key = $1", project

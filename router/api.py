@@ -10,8 +10,10 @@ from litestar.params import FromPath, SkipValidation
 from msgspec import Meta
 
 from experiments.doors import (
+    NOT_JSON,
     Clock,
     json_response,
+    malformed,
     parse_json,
     principal_of,
     read_as,
@@ -140,8 +142,8 @@ def _read_assign_request(body: bytes) -> AssignRequest:
         request = _assign_request.decode(body)
     except msgspec.ValidationError:
         request = read_as(AssignRequest, parse_json(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError("malformed", f"The body is not JSON: {error}") from error
+    except NOT_JSON as error:
+        raise malformed(error) from error
     detail = unit_problem(request.unit)
     if detail is not None:
         raise invalid([FieldProblem("unit", "value", detail)])
@@ -151,7 +153,7 @@ def _read_assign_request(body: bytes) -> AssignRequest:
 def _read_context(body: bytes) -> dict[str, Any]:
     try:
         data = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise _OfrepError(400, "PARSE_ERROR", f"the body is not JSON: {error}") from error
     context = data.get("context") if isinstance(data, dict) else None
     if not isinstance(context, dict):

@@ -9,7 +9,6 @@ import msgspec
 
 from experiments.json_data import clean
 from experiments.problems import FieldProblem
-from router.hashing import slot
 from router.records import ExposureRecord
 from router.snapshot import NOBODY, Arm, Entry
 
@@ -44,7 +43,7 @@ def assign(entry: Entry, unit: str) -> Assignment:
     """The arm of a unit in an experiment."""
     if entry.state != "running":
         return Assignment(entry.arms[entry.default], _WHY_NOT_RUNNING[entry.state], None)
-    place = slot(entry.salt, unit)
+    place = entry.slot_of(unit)
     owner = entry.owners[place]
     if owner == NOBODY:
         return Assignment(entry.arms[entry.default], "not_enrolled", place)

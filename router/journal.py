@@ -250,9 +250,10 @@ class Journal:
         Raises:
             OSError: if the file cannot be removed.
         """
-        await asyncio.to_thread(segment.path.unlink, missing_ok=True)
+        # First, so that whoever cancels this does not leave a segment without its file.
         if self._sealed.pop(segment.number, None) is not None:
             self._sealed_bytes -= segment.size
+        await asyncio.to_thread(segment.path.unlink, missing_ok=True)
 
     async def close(self) -> None:
         """Write and seal what waits, end the thread and give the folder free."""

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from experiments import paths
 from experiments.decoding import decode
-from experiments.doors import parse_json
+from experiments.doors import NOT_JSON, malformed, parse_json
 from experiments.json_data import clean
 from experiments.model import EventName, Key
 from experiments.problems import FieldProblem, ProblemError, invalid
@@ -86,32 +86,28 @@ def read_batch(body: bytes, content_type: str, context: Context) -> Batch:
         items = _items.decode(body)
     except (msgspec.ValidationError, RecursionError):
         return _collect(_read_items(_split_list(body)), context)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed(error) from error
+    except NOT_JSON as error:
+        raise malformed(error) from error
     return _collect(enumerate(items), context)
 
 
 def _split_list(body: bytes) -> list[msgspec.Raw]:
     try:
         return msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error) from error
+    except NOT_JSON as error:
+        raise malformed(error) from error
 
 
 def _read_items(texts: Iterable[bytes | msgspec.Raw]) -> Iterator[tuple[int, Any]]:
     for index, text in enumerate(texts):
         try:
             yield index, msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_JSON as error:
             yield index, _Unreadable(str(error))
 
 
 class _Unreadable(msgspec.Struct, frozen=True):
     detail: str
-
-
-def _malformed(error: Exception) -> ProblemError:
-    return ProblemError("malformed", f"The body is not JSON: {error}")
 
 
 def _collect(items: Iterator[tuple[int, Any]], context: Context) -> Batch:

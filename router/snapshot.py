@@ -1,6 +1,6 @@
 """The snapshot: all that a router needs to assign, compiled and immutable."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -8,6 +8,7 @@ from experiments.allocation import owner_table, propensities
 from experiments.keys import ApiKey
 from experiments.model import State
 from experiments.records import Live, Publication
+from router.hashing import slotter
 
 NOBODY = 255
 """The owner of a slot that is not enrolled."""
@@ -24,8 +25,8 @@ class Arm(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """An experiment as a router answers from it.
 
-    `owners[slot]` is the index of the arm that owns the slot, or `NOBODY`; `default` is the index
-    of the arm that answers whoever is not enrolled.
+    `slot_of` gives the slot of a unit; `owners[slot]` is the index of the arm that owns the slot,
+    or `NOBODY`; `default` is the index of the arm that answers whoever is not enrolled.
     """
 
     project: str
@@ -34,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     state: State
     run: int
     epoch: int
-    salt: str
+    slot_of: Callable[[str], int]
     unit_type: str
     unit_attribute: str
     recorded_attributes: tuple[str, ...]
@@ -80,11 +81,7 @@ EMPTY = Snapshot({})
 
 def compile_project(publication: Publication) -> ProjectSnapshot:
     """A project as a router answers from it."""
-    entries = {
-        live.record.key: _compile_entry(live)
-        for live in publication.experiments
-        if live.record.state != "draft"
-    }
+    entries = {live.record.key: _compile_entry(live) for live in publication.experiments}
     return ProjectSnapshot(
         version=publication.version,
         default_unit_type=publication.default_unit_type,
@@ -111,7 +108,7 @@ def _compile_entry(live: Live) -> Entry:
         state=epoch.state,
         run=epoch.run,
         epoch=epoch.number,
-        salt=epoch.salt,
+        slot_of=slotter(epoch.salt),
         unit_type=definition.unit.type,
         unit_attribute=definition.unit.attribute,
         recorded_attributes=definition.record,

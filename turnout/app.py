@@ -47,6 +47,8 @@ _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # it starts, stops, or was told to end our query
     asyncpg.InsufficientResourcesError,  # too many connections, no memory, a full disk
+    asyncpg.TransactionRollbackError,  # somebody else was faster: again
+    asyncpg.ReadOnlySQLTransactionError,  # it is a replica since a failover
     asyncpg.InterfaceError,  # our end of a connection that was lost
     asyncpg.InternalClientError,  # the same, at a moment that asyncpg did not expect
 )

@@ -81,8 +81,10 @@ async def connected(database_url: str) -> AsyncIterator[store.Pool]:
                 "synchronous_commit": "on",
             },
         )
-    except (OSError, TimeoutError, ValueError, *store.PostgresError) as error:
+    except (OSError, TimeoutError, *store.PostgresError) as error:
         raise CannotRunError(f"cannot reach Postgres: {line_of(error)}") from error
+    except ValueError as error:  # what it says may show a part of the password
+        raise CannotRunError("the database URL cannot be read: postgresql://...") from error
     try:
         with postgres_needed():
             async with pool.acquire() as connection:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -58,7 +59,7 @@ def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
     """
     for definition in definitions:
         key = definition.get("key", "") if isinstance(definition, dict) else ""
-        current = client.get(f"/v1/experiments/{key}") if isinstance(key, str) and key else None
+        current = client.get(_path(key)) if isinstance(key, str) and key else None
         if current is None or current.status_code == 404:
             created = _checked(client.post("/v1/experiments", **_json(definition)))
             yield f"{created['key']}: created, revision 1"
@@ -66,7 +67,7 @@ def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
         before = _checked(current)
         changed = _checked(
             client.patch(
-                f"/v1/experiments/{key}",
+                _path(key),
                 **_json(
                     _as_patch(before["definition"], definition),
                     {"If-Match": current.headers["etag"]},
@@ -78,14 +79,35 @@ def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
 
 
 def _as_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge patch that makes a definition what the file says: what it leaves out is unset."""
-    return {**dict.fromkeys(before), **after}
+    """The merge patch that makes a definition what the file says: what it leaves out is unset, at
+    every depth, for a merge patch keeps what it does not name."""
+    return {
+        **dict.fromkeys(before),
+        **{
+            name: _as_patch(before[name], value)
+            if isinstance(value, dict) and isinstance(before.get(name), dict)
+            else value
+            for name, value in after.items()
+        },
+    }
+
+
+def _path(key: str) -> str:
+    return f"/v1/experiments/{quote(key, safe='')}"
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A request's body. msgspec writes what YAML has and JSON has not, such as dates, as text."""
+    """A request's body. msgspec writes what YAML has and JSON has not, such as dates, as text.
+
+    Raises:
+        ClientError: if it cannot write it: an empty name, or an alias within its own anchor.
+    """
+    try:
+        content = msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ClientError(f"a definition that JSON cannot carry: {error}") from error
     return {
-        "content": msgspec.json.encode(value),
+        "content": content,
         "headers": {"Content-Type": "application/json", **(headers or {})},
     }
 
@@ -97,7 +119,7 @@ def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
         ClientError: if there is no such experiment, or the key may not read it.
     """
     accept = "application/json" if as_json else "text/markdown"
-    answer = client.get(f"/v1/experiments/{key}/report", headers={"Accept": accept})
+    answer = client.get(f"{_path(key)}/report", headers={"Accept": accept})
     _check(answer)
     return answer.text
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import uvicorn
-from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from analysis.api import AnalysisPlane
 from analysis.controller import Controller
@@ -23,7 +23,7 @@ from experiments.api import ControlPlane
 from experiments.keys import new_key
 from router.api import DataPlane
 from router.journal import Journal, JournalError, Limits
-from router.metrics import RouterMetrics
+from router.metrics import JournalCollector, RouterMetrics
 from router.recording import Recorder
 from router.refresher import Refresher
 from router.shipper import Pace as ShipperPace
@@ -41,6 +41,7 @@ from turnout.backends import (
 )
 from turnout.embedded import EmbeddedError
 from turnout.health import Readiness
+from turnout.protocol import BoundedProtocol
 from turnout.settings import Settings
 
 DRAIN_SECONDS: Final = 10
@@ -157,7 +158,7 @@ async def _serve(
             AnalysisMetrics(registry),
         )
         metrics = RouterMetrics(registry)
-        _observe_journal(registry, journal, shipper)
+        registry.register(JournalCollector(journal, shipper, utc_now))
         app = create_app(
             Planes(
                 control=ControlPlane(pool, redis, utc_now, secrets.token_bytes),
@@ -183,6 +184,7 @@ def _web_server(app: Any) -> Server:
     return Server(
         uvicorn.Config(
             app,
+            http=BoundedProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -224,29 +226,3 @@ async def _supervise(
 
 async def _wait_for(died: Callable[[], Awaitable[str]]) -> str:
     return await died()
-
-
-def _observe_journal(registry: CollectorRegistry, journal: Journal, shipper: Shipper) -> None:
-    def age() -> float:
-        oldest = journal.oldest_at
-        return 0.0 if oldest is None else (utc_now() - oldest).total_seconds()
-
-    def lag() -> float:
-        through = shipper.shipped_through
-        return 0.0 if through is None else (utc_now() - through).total_seconds()
-
-    for name, text, read in (
-        (
-            "turnout_journal_bytes",
-            "Bytes in the journal that Postgres lacks",
-            lambda: journal.depth,
-        ),
-        ("turnout_journal_age_seconds", "Age of the oldest record that Postgres lacks", age),
-        ("turnout_journal_full", "1 while the journal refuses records", lambda: journal.full),
-        ("turnout_journal_failures", "Writes and syncs that failed", lambda: journal.failures),
-        ("turnout_journal_damaged", "Damaged places set aside", lambda: journal.damaged),
-        ("turnout_shipping_lag_seconds", "Age of what was shipped last", lag),
-        ("turnout_shipping_failures", "Attempts to ship that failed", lambda: shipper.failures),
-        ("turnout_dead_letters", "Records set aside with a reason", lambda: shipper.letters),
-    ):
-        Gauge(name, text, registry=registry).set_function(read)

@@ -10,11 +10,15 @@ from msgspec import Meta
 
 from experiments.decoding import decode
 from experiments.model import Duration, Key, parse_duration
+from experiments.problems import FieldProblem
 from router.journal import Durability
 
 PREFIX: Final = "TURNOUT_"
 CLIENT_VARIABLES: Final = frozenset({"TURNOUT_URL", "TURNOUT_API_KEY"})
 """Variables that belong to the commands that talk to a running Turnout, not to the service."""
+
+LONGEST: Final = {"ship_every": "10s", "snapshot_poll": "10s", "tick": "5s"}
+"""A router that has said nothing for 30 s is taken for dead, and decisions do not wait for it."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port, 0 to 65535 (0: any free one)")]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -56,9 +60,9 @@ HELP: Final[dict[str, str]] = {
     "project": "the project that the first start makes, with an admin key",
     "durability": "when a record counts as kept: `synced` to disk, or `written` to the system",
     "journal_limit_mib": "most that the journal may hold before Postgres has it, in MiB",
-    "ship_every": "how often the journal is shipped to Postgres",
-    "snapshot_poll": "how often a router looks for changes that it was not told of",
-    "tick": "how often the controller folds and decides",
+    "ship_every": "how often the journal is shipped to Postgres, at most 10s",
+    "snapshot_poll": "how often a router looks for changes that it was not told of, at most 10s",
+    "tick": "how often the controller folds and decides, at most 5s",
     "lateness": "how late an outcome may come and still count for decisions",
     "log_level": "debug, info, warning or error",
 }
@@ -81,8 +85,15 @@ def load_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
     }
     texts |= {name: text for name, text in flags.items() if text is not None}
     decoded = decode(Settings, {name: _value(name, text) for name, text in texts.items()})
-    if decoded.problems:
-        wrong = "; ".join(f"{PREFIX}{p.path.upper()}: {p.detail}" for p in decoded.problems)
+    problems = list(decoded.problems)
+    problems += [
+        FieldProblem(name, "value", f"must be at most {longest}")
+        for name, longest in LONGEST.items()
+        if decoded.sound(name)
+        and parse_duration(getattr(decoded.value, name)) > parse_duration(longest)
+    ]
+    if problems:
+        wrong = "; ".join(f"{PREFIX}{p.path.upper()}: {p.detail}" for p in problems)
         raise SettingsError(f"wrong settings: {wrong}")
     return decoded.value
 

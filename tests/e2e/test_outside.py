@@ -151,7 +151,7 @@ async def test_it_goes_on_without_postgres_and_loses_nothing(tmp_path: Path) -> 
             await servers.kill_postgres()
 
             assert expose_units(service, admin_key, range(60)).items() >= before.items()
-            until(lambda: service.metric("turnout_shipping_failures") > 1, "shipping fails")
+            until(lambda: service.metric("turnout_shipping_failures_total") > 1, "shipping fails")
             assert service.metric("turnout_journal_bytes") > 0
             with service.client(admin_key) as client:
                 refused = client.get("/v1/experiments/ranker/report")

@@ -277,6 +277,13 @@ async def test_another_postgres_version_is_refused(tmp_path: Path) -> None:
     assert "pg_dump" in message
 
 
+async def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text('{"turnout":2,"pid":1,"sockets":""}\n')
+    message = await refusal(tmp_path)
+    assert "has layout 2" in message
+    assert '"turnout":2' in (tmp_path / "lock").read_text(), "it stays as it is"
+
+
 async def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()

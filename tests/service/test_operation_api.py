@@ -1,6 +1,7 @@
 """The service as an operator sees it: health, metrics, the document of its doors, errors, logs."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.running import Turnout, definition, eventually, problem, running
@@ -99,12 +101,12 @@ async def test_the_journal_the_fold_and_the_leader_can_be_watched(turnout: Turno
         "turnout_journal_bytes",
         "turnout_journal_age_seconds",
         "turnout_journal_full",
-        "turnout_journal_failures",
+        "turnout_journal_failures_total",
         "turnout_shipping_lag_seconds",
-        "turnout_shipping_failures",
-        "turnout_dead_letters",
+        "turnout_shipping_failures_total",
+        "turnout_dead_letters_total",
     }
-    assert found["turnout_dead_letters"] == [({}, 0.0)]
+    assert found["turnout_dead_letters_total"] == [({}, 0.0)]
 
 
 async def test_the_document_describes_every_door(turnout: Turnout) -> None:
@@ -192,6 +194,78 @@ async def test_the_first_start_tells_an_admin_key_and_later_ones_do_not(
         assert [line for line in again.announced if "to_" in line] == []
         async with httpx.AsyncClient(base_url=again.url, headers=headers) as admin:
             assert (await admin.get("/v1/experiments/kept")).json() == made.json()
+
+
+async def test_a_sender_who_goes_away_is_no_defect_of_ours(turnout: Turnout) -> None:
+    door = {"method": "POST", "door": "/v1/keys"}
+
+    async def answered(status: str) -> float:
+        found = await metrics(turnout)
+        wanted = {**door, "status": status}
+        return sum(value for labels, value in found["turnout_requests_total"] if labels == wanted)
+
+    malformed, defects = await answered("400"), await answered("500")
+    url = httpx.URL(turnout.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    key = turnout.client("admin").headers["Authorization"]
+    head = f"POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 9"
+    writer.write(f"{head}\r\n\r\n{{".encode())
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+
+    async def counted() -> bool | None:
+        return await answered("400") > malformed or None
+
+    await eventually(counted, "a request that is counted as malformed")
+    assert await answered("500") == defects
+
+
+async def answer_to_bytes(turnout: Turnout, *pieces: bytes) -> bytes:
+    """What comes back for bytes on a connection of their own, until it is closed."""
+    url = httpx.URL(turnout.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+HEAD = b"POST /v1/outcomes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        HEAD + b"X: ",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;",
+    ],
+    ids=["line", "header", "trailer", "extension"],
+)
+async def test_a_head_that_never_ends_is_cut_off(turnout: Turnout, start: bytes) -> None:
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        answer = await answer_to_bytes(turnout, start, *[b"a" * 32_768] * 32)
+        assert b"400 Bad Request" in answer or b"401 Unauthorized" in answer
+
+
+async def test_large_bodies_in_small_chunks_and_pipelines_have_no_long_head(
+    turnout: Turnout,
+) -> None:
+    key = turnout.client("service").headers["Authorization"].encode()
+    head = b"POST /v1/outcomes HTTP/1.1\r\nHost: x\r\nAuthorization: " + key + b"\r\n"
+    item = b'{"event": "e", "unit": "u"}'
+    chunks = [b"1\r\n" + item[:1] + b"\r\n"] + [b"1\r\n \r\n"] * 50_000
+    chunked = [head + b"Transfer-Encoding: chunked\r\n\r\n", *chunks]
+    chunked += [b"%x\r\n%s\r\n0\r\n\r\n" % (len(item) - 1, item[1:])]
+    plain = head + b"X-Long: " + b"a" * 60_000 + b"\r\nContent-Length: 27\r\n"
+    last = plain + b"Connection: close\r\n\r\n" + item
+    answer = await answer_to_bytes(turnout, *chunked, plain + b"\r\n" + item, last)
+    assert answer.count(b"200 OK") == 3
 
 
 async def test_what_was_acknowledged_before_a_stop_is_in_postgres_after_it(

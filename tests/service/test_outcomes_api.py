@@ -130,6 +130,7 @@ async def test_lines_are_taken_one_by_one(turnout: Turnout, kind: str) -> None:
         ({"unit": None, "units": {}}, "units", "value"),
         ({"unit": None, "units": {"session": "x" * 257}}, "units.session", "value"),
         ({"unit": None, "units": {"A Type": "s"}}, 'units["A Type"]', "value"),
+        ({"unit": None, "units": {"a.type": "a\0b"}}, 'units["a.type"]', "value"),
         ({"id": ""}, "id", "value"),
         ({"id": "a\0b"}, "id", "value"),
         ({"id": "x" * 257}, "id", "value"),

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.running import Turnout, problem
+from tests.running import Turnout, definition, problem
 
 ALLOWED: Final[dict[str, dict[str, str]]] = {
     "draft": {"start": "running", "archive": "archived"},
@@ -155,6 +155,21 @@ async def test_new_weights_move_no_more_slots_than_they_must(turnout: Turnout) -
     assert moved == [("old", "new")] * 1000
 
 
+async def test_wrong_weights_are_named_by_their_paths(turnout: Turnout) -> None:
+    variants = definition()["variants"]
+    variants[0]["key"] = "old.1"
+    key = await turnout.start(variants=variants)
+
+    async def refused(weights: dict[str, float]) -> list[tuple[str, str]]:
+        path = f"/v1/experiments/{key}/allocation"
+        body = {"reason": "a test", "weights": weights}
+        return problem(await turnout.client("editor").put(path, json=body), 422, "invalid")
+
+    assert await refused({"old.1": 0, "new": 1}) == [('weights["old.1"]', "value")]
+    assert await refused({"old.1": 1}) == [("weights.new", "missing")]
+    assert await refused({f"v{i}": 0.01 for i in range(65)}) == [("weights", "value")]
+
+
 async def test_traffic_that_shrinks_releases_slots_and_moves_none(turnout: Turnout) -> None:
     key = await turnout.start()
     view = await turnout.allocate(key, traffic=0.5)
@@ -234,6 +249,16 @@ async def test_a_wrong_allocation_is_refused_by_its_fields(
     )
     assert problem(answer, 422, "invalid") == problems
     assert len(await epochs(turnout, key)) == 1
+
+
+async def test_every_variant_of_a_bandit_keeps_a_weight(turnout: Turnout) -> None:
+    policy = {"kind": "thompson", "metric": "click"}
+    key = await turnout.start(policy=policy)
+    answer = await turnout.client("editor").put(
+        f"/v1/experiments/{key}/allocation",
+        json={"reason": "a test", "weights": {"old": 1, "new": 0}},
+    )
+    assert problem(answer, 422, "invalid") == [("weights.new", "value")]
 
 
 @pytest.mark.parametrize("state", ["draft", "concluded", "rolled_back", "archived"])

@@ -72,9 +72,9 @@ _SERVICE_FLAGS: Final = (
     "--port",
     "0",
     "--ship-every",
-    "200ms",
+    "100ms",
     "--tick",
-    "500ms",
+    "200ms",
     "--lateness",
     "100ms",
     "--log-level",
@@ -180,8 +180,8 @@ async def _start_experiments(admin: Doors, say: Say) -> list[Arena]:
 async def _replay(service: Doors, arenas: list[Arena], say: Say) -> None:
     began = time.monotonic()
     bandit, audit = arenas
-    # Visitors of both come mixed, three impressions for each e-mail.
-    schedule = itertools.cycle([bandit, bandit, bandit, audit])
+    # Visitors of both come mixed, five impressions for each e-mail.
+    schedule = itertools.cycle([*[bandit] * 5, audit])
     progress = Progress(arenas, say)
     say("\nReplaying: assign, let the variant answer with its log's next row, report the outcome")
     await replay(service, schedule, arenas, progress.show)

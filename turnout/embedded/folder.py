@@ -28,6 +28,8 @@ from turnout.embedded.errors import AlreadyRunningError, EmbeddedError
 # Not TMPDIR: the path of a Unix socket may not be longer than 107 bytes.
 SOCKETS_PARENT = Path("/tmp")  # noqa: S108  # the folder itself comes from mkdtemp
 SOCKETS_PREFIX = "turnout-"
+LAYOUT = 1
+"""The layout of a data folder. A folder of another one is refused."""
 KNOWN_ENTRIES = frozenset(
     {"postgres", "postgres.new", "redis", "journal", "logs", "lock", "run.json", "run.json.new"}
     | {"lost+found"}  # what a freshly made volume has
@@ -99,7 +101,7 @@ class Lock:
 
     def note(self, sockets: Path | None) -> None:
         """Write who holds the folder, and where its sockets are."""
-        holder = Holder(turnout=1, pid=os.getpid(), sockets=str(sockets or ""))
+        holder = Holder(turnout=LAYOUT, pid=os.getpid(), sockets=str(sockets or ""))
         line = msgspec.json.encode(holder) + b"\n"
         # In place, for the lock is on this very file; readers take the first line only, so a
         # reader in between sees the old line or the new one.
@@ -132,8 +134,13 @@ def claim(folder: Folder) -> Lock:
             holder = _read(folder.lock, Holder)
             pid = holder.pid if holder else "unknown"
             raise AlreadyRunningError(f"{root}: already running (pid {pid})") from None
-        folder.run.unlink(missing_ok=True)
         before = _read(folder.lock, Holder)
+        if before and before.turnout != LAYOUT:
+            raise EmbeddedError(
+                f"{root} has layout {before.turnout}, and this turnout writes layout {LAYOUT}: "
+                "start the turnout that wrote it"
+            )
+        folder.run.unlink(missing_ok=True)
         if before:
             _remove_stale_sockets(Path(before.sockets))
         lock = Lock(descriptor)

@@ -1,0 +1,23 @@
+"""Settings that are wrong for a reason that no type shows."""
+
+import pytest
+
+from turnout.settings import SettingsError, load_settings
+
+
+def test_a_router_ships_often_enough_not_to_be_taken_for_dead() -> None:
+    assert load_settings({"TURNOUT_SHIP_EVERY": "10s"}, {}).ship_every == "10s"
+    with pytest.raises(SettingsError, match="TURNOUT_SHIP_EVERY: must be at most 10s"):
+        load_settings({"TURNOUT_SHIP_EVERY": "11s"}, {})
+
+
+@pytest.mark.parametrize(("name", "longest"), [("SNAPSHOT_POLL", "10s"), ("TICK", "5s")])
+def test_what_others_wait_for_happens_often_enough(name: str, longest: str) -> None:
+    load_settings({f"TURNOUT_{name}": longest}, {})
+    with pytest.raises(SettingsError, match=f"TURNOUT_{name}: must be at most {longest}"):
+        load_settings({f"TURNOUT_{name}": "1m"}, {})
+
+
+def test_it_is_named_together_with_what_else_is_wrong() -> None:
+    with pytest.raises(SettingsError, match=r"TURNOUT_TICK: .*; TURNOUT_SHIP_EVERY: "):
+        load_settings({"TURNOUT_SHIP_EVERY": "1m"}, {"tick": "soon"})
