@@ -12,8 +12,8 @@ from analysis.facts import read_facts
 from analysis.markdown import render
 from analysis.report import Report, make_report
 from experiments import lifecycle, store
-from experiments.api import Page, page, read_cursor
-from experiments.doors import Cursor, Limit, PathKey, json_response, principal_of
+from experiments.doors import PathKey, json_response, principal_of
+from experiments.pages import Cursor, Limit, Page, page, read_cursor
 from experiments.records import Decision
 
 MARKDOWN: Final = "text/markdown"

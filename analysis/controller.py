@@ -27,7 +27,7 @@ from experiments.records import ExperimentRecord
 LEASE_NAME: Final = "controller"
 LEASE_LIFE: Final = timedelta(seconds=8)
 TICK_TIMEOUT: Final = 30.0
-OUTCOME_ID_LIFE: Final = timedelta(days=7)
+ID_LIFE: Final = timedelta(days=7)
 _FORGET_EVERY: Final = timedelta(minutes=10)
 
 _WATCHED = """
@@ -38,6 +38,7 @@ _WATCHED = """
 """
 _WATERMARK = "select watermark from fold_position"
 _FORGET_IDS = "delete from outcome_id where received_at < $1"
+_FORGET_ATTEMPTS = "delete from idempotency where at < $1"
 logger = logging.getLogger(__name__)
 
 
@@ -140,7 +141,7 @@ class Controller:
             record = await store.get_experiment(connection, project, key, lock=True)
             if record is None or watermark is None:
                 return
-            outcome = await decide(
+            decided = await decide(
                 connection,
                 record,
                 term=term,
@@ -149,15 +150,15 @@ class Controller:
                 now=now,
                 bandit_due=self._bandit_due(record, now),
             )
-        if outcome is not None:
-            self._metrics.decisions.labels(project, key, outcome.kind).inc()
+        if decided is not None:
+            self._metrics.decisions.labels(project, key, decided.kind).inc()
             logger.info(
                 "decision",
                 extra={
                     "project": project,
                     "experiment": key,
-                    "kind": outcome.kind,
-                    "epoch": outcome.record.epoch,
+                    "kind": decided.kind,
+                    "epoch": decided.record.epoch,
                 },
             )
             await announce(self._redis, project)
@@ -179,7 +180,8 @@ class Controller:
             return
         self._forgot_at = now
         async with self._pool.acquire() as connection:
-            await connection.execute(_FORGET_IDS, now - OUTCOME_ID_LIFE)
+            for forget in (_FORGET_IDS, _FORGET_ATTEMPTS):
+                await connection.execute(forget, now - ID_LIFE)
 
 
 async def _watermark(connection: store.Connection) -> datetime | None:

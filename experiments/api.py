@@ -3,61 +3,42 @@
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from litestar import Request, Response, delete, get, patch, post, put
-from litestar.di import NamedDependency
+from litestar import Request, Response, get, patch, post, put
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter, SkipValidation
+from litestar.params import QueryParameter
 from msgspec import Meta
-from redis.asyncio import Redis
 
 from experiments import lifecycle, paths, store
 from experiments.allocation import propensities, traffic_of
-from experiments.announce import announce
 from experiments.definition import WEIGHT_TOLERANCE, parse_definition
 from experiments.doors import (
-    Clock,
-    Cursor,
-    Limit,
     PathKey,
     json_response,
     principal_of,
     read_as,
     read_json,
 )
-from experiments.keys import ApiKey, Role, new_key
 from experiments.lifecycle import Change
 from experiments.model import (
-    Duration,
     Experiment,
     Key,
     Reason,
     Share,
     State,
-    Text,
     ThompsonPolicy,
-    parse_duration,
 )
+from experiments.once import Answer
+from experiments.pages import Cursor, Limit, Page, page, read_cursor
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord, Revision
+from experiments.writes import Control, ControlPlane, write
 
 T = TypeVar("T")
 V = TypeVar("V")
 _ETAG = re.compile(r'^(?:W/)?"(\d+)"$')
-
-
-class ControlPlane(msgspec.Struct, frozen=True):
-    """What the control plane works with, handed in."""
-
-    pool: store.Pool
-    redis: Redis
-    clock: Clock
-    random_bytes: Callable[[int], bytes]
-
-
-Control: TypeAlias = NamedDependency[SkipValidation[ControlPlane]]
 
 
 class Reasoned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,26 +60,6 @@ class AllocationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Reason
     weights: Annotated[dict[Key, Share], Meta(max_length=64)] | None = None
     traffic: Annotated[float, Meta(gt=0, le=1)] | None = None
-
-
-class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/keys`."""
-
-    role: Role
-    note: Text = ""
-    expires_in: Duration | None = None
-
-
-class KeyView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A key as it is shown; `key` is its text, given once, when it is made."""
-
-    id: str
-    project: str
-    role: Role
-    note: str
-    created_at: datetime
-    expires_at: datetime | None
-    key: str = ""
 
 
 class ExperimentView(msgspec.Struct, frozen=True):
@@ -133,33 +94,6 @@ class EpochView(msgspec.Struct, frozen=True):
     traffic: float
     salt: str
     slots: list[tuple[str | None, int]]
-
-
-class Page(msgspec.Struct, Generic[V], frozen=True):
-    """A part of a list; `next_cursor` leads to the next, and is null at the end."""
-
-    items: list[V]
-    next_cursor: str | None
-
-
-def page(items: list[T], limit: int, view: Callable[[T], V], place: Callable[[T], int]) -> Page[V]:
-    """A page of `limit` out of items fetched with `limit + 1`."""
-    more = len(items) > limit
-    shown = items[:limit]
-    return Page([view(i) for i in shown], str(place(shown[-1])) if more else None)
-
-
-def read_cursor(cursor: str | None) -> int | None:
-    """Where a list goes on.
-
-    Raises:
-        ProblemError: `invalid` where the cursor is none of ours.
-    """
-    if cursor is None:
-        return None
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-        raise invalid([FieldProblem("cursor", "value", "must be a `next_cursor` of this list")])
-    return int(cursor)
 
 
 def epoch_view(epoch: Epoch) -> EpochView:
@@ -199,8 +133,8 @@ async def _view(connection: store.Connection, record: ExperimentRecord) -> Exper
     )
 
 
-def _experiment_response(view: ExperimentView, status: int = 200) -> Response[bytes]:
-    return json_response(view, status, {"ETag": f'"{view.revision}"'})
+def _etag(view: ExperimentView) -> dict[str, str]:
+    return {"ETag": f'"{view.revision}"'}
 
 
 def _if_match(request: Request[Any, Any, Any]) -> int:
@@ -216,10 +150,6 @@ def _if_match(request: Request[Any, Any, Any]) -> int:
             "revision-mismatch", f'`If-Match` must be a revision such as "3", not {header}'
         )
     return int(found.group(1))
-
-
-def _key_view(key: ApiKey, text: str = "") -> KeyView:
-    return KeyView(key.id, key.project, key.role, key.note, key.created_at, key.expires_at, text)
 
 
 def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dict[str, float]:
@@ -253,15 +183,15 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
 
 async def _change(
     control: ControlPlane,
-    project: str,
+    request: Request[Any, Any, Any],
+    body: Any,
     use_case: Callable[[store.Connection], Awaitable[ExperimentRecord]],
-    status: int = 200,
 ) -> Response[bytes]:
-    async with store.borrow(control.pool) as connection, connection.transaction():
-        record = await use_case(connection)
-        view = await _view(connection, record)
-    await announce(control.redis, project)
-    return _experiment_response(view, status)
+    async def act(connection: store.Connection) -> Answer:
+        view = await _view(connection, await use_case(connection))
+        return Answer(200, _etag(view), msgspec.json.encode(view))
+
+    return await write(control, request, body, act)
 
 
 @post(
@@ -271,17 +201,18 @@ async def _change(
 )
 async def create_experiment(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """Define an experiment. It is a draft until it is started."""
-    definition = parse_definition(await read_json(request))
+    body = await read_json(request)
+    definition = parse_definition(body)
     principal = principal_of(request)
     change = Change(principal.actor, "defined", control.clock())
-    response = await _change(
-        control,
-        principal.project,
-        lambda c: lifecycle.define(c, principal.project, definition, change),
-        201,
-    )
-    response.headers["Location"] = f"/v1/experiments/{definition.key}"
-    return response
+
+    async def act(connection: store.Connection) -> Answer:
+        record = await lifecycle.define(connection, principal.project, definition, change)
+        view = await _view(connection, record)
+        headers = {**_etag(view), "Location": f"/v1/experiments/{definition.key}"}
+        return Answer(201, headers, msgspec.json.encode(view))
+
+    return await write(control, request, body, act)
 
 
 @get(
@@ -316,7 +247,8 @@ async def read_experiment(
     """An experiment as it stands; its `ETag` is its revision."""
     async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
-        return _experiment_response(await _view(connection, record))
+        view = await _view(connection, record)
+    return json_response(view, headers=_etag(view))
 
 
 @patch(
@@ -335,7 +267,8 @@ async def change_experiment(
     change = Change(principal.actor, reason, control.clock())
     return await _change(
         control,
-        principal.project,
+        request,
+        body,
         lambda c: lifecycle.amend(c, principal.project, key, body, revision, change),
     )
 
@@ -389,7 +322,8 @@ async def set_allocation(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Set weights or traffic by hand: a new epoch, if at least 1 % of the traffic moves."""
-    body = read_as(AllocationChange, await read_json(request))
+    sent = await read_json(request)
+    body = read_as(AllocationChange, sent)
     if body.weights is None and body.traffic is None:
         raise invalid([FieldProblem("weights", "missing", "give `weights`, `traffic` or both")])
     principal = principal_of(request)
@@ -400,7 +334,7 @@ async def set_allocation(
         weights = None if body.weights is None else _checked_weights(body.weights, record)
         return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
-    return await _change(control, principal.project, use_case)
+    return await _change(control, request, sent, use_case)
 
 
 def _mover(
@@ -419,11 +353,12 @@ def _mover(
     async def move_experiment(
         request: Request[Any, Any, Any], control: Control, key: PathKey
     ) -> Response[bytes]:
-        body = read_as(Reasoned, await read_json(request))
+        sent = await read_json(request)
+        body = read_as(Reasoned, sent)
         principal = principal_of(request)
         change = Change(principal.actor, body.reason, control.clock())
         return await _change(
-            control, principal.project, lambda c: use_case(c, principal.project, key, change)
+            control, request, sent, lambda c: use_case(c, principal.project, key, change)
         )
 
     return move_experiment
@@ -446,54 +381,16 @@ async def conclude_experiment(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """End the run; `ship` is the variant that is answered from then on."""
-    body = read_as(Conclusion, await read_json(request))
+    sent = await read_json(request)
+    body = read_as(Conclusion, sent)
     principal = principal_of(request)
     change = Change(principal.actor, body.reason, control.clock())
     return await _change(
         control,
-        principal.project,
+        request,
+        sent,
         lambda c: lifecycle.conclude(c, principal.project, key, body.ship, change),
     )
-
-
-@post(
-    "/v1/keys",
-    opt={"permission": "administer", "takes": KeyRequest, "gives": KeyView},
-    tags=["keys"],
-)
-async def create_key(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
-    """Make an API key for this project. Its text is shown this once."""
-    body = read_as(KeyRequest, await read_json(request))
-    now = control.clock()
-    try:
-        expires_at = None if body.expires_in is None else now + parse_duration(body.expires_in)
-    except OverflowError as error:
-        detail = "must end before the year 10000; without it, a key never expires"
-        raise invalid([FieldProblem("expires_in", "value", detail)]) from error
-    project = principal_of(request).project
-    text, key = new_key(project, body.role, body.note, now, control.random_bytes, expires_at)
-    async with store.borrow(control.pool) as connection, connection.transaction():
-        await store.insert_key(connection, key)
-    await announce(control.redis, project)
-    return json_response(_key_view(key, text), 201)
-
-
-@get("/v1/keys", opt={"permission": "administer", "gives": Page[KeyView]}, tags=["keys"])
-async def list_keys(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
-    """The live keys of this project, without their secrets."""
-    async with store.borrow(control.pool) as connection:
-        keys = await store.live_keys(connection, principal_of(request).project)
-    return json_response(Page([_key_view(k) for k in keys], None))
-
-
-@delete("/v1/keys/{key_id:str}", opt={"permission": "administer"}, tags=["keys"])
-async def revoke_key(request: Request[Any, Any, Any], control: Control, key_id: PathKey) -> None:
-    """Revoke a key: no router takes it any more."""
-    project = principal_of(request).project
-    async with store.borrow(control.pool) as connection, connection.transaction():
-        if not await store.revoke_key(connection, project, key_id, control.clock()):
-            raise ProblemError("not-found", f"Project {project} has no live key {key_id!r}")
-    await announce(control.redis, project)
 
 
 ROUTES: Final[list[HTTPRouteHandler]] = [
@@ -510,7 +407,4 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     _mover("rollback", roll_back, "End the run and give all traffic to the control"),
     _mover("archive", lifecycle.archive, "Put the experiment away; its reports stay"),
     conclude_experiment,
-    create_key,
-    list_keys,
-    revoke_key,
 ]

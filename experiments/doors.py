@@ -9,7 +9,7 @@ from litestar import MediaType, Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import PathParameter, QueryParameter
+from litestar.params import PathParameter
 
 from experiments.decoding import decode
 from experiments.keys import ApiKey, Permission, Principal, check_key, key_id_of
@@ -26,12 +26,6 @@ PathKey: TypeAlias = Annotated[
     ),
 ]
 """A key or an id in a path. What has another form names nothing: not found."""
-Limit: TypeAlias = Annotated[
-    int, QueryParameter(ge=1, le=500, description="the most items to give, 1 to 500")
-]
-Cursor: TypeAlias = Annotated[
-    str | None, QueryParameter(description="the `next_cursor` of the page before")
-]
 
 PROBLEM_JSON = "application/problem+json"
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -48,6 +48,20 @@ create table revision (
     primary key (experiment, number)
 );
 
+-- How a write of the control plane was answered, so that a retry with the same Idempotency-Key is
+-- answered alike and done once. `request` is a hash of door and body; the rest is null until then.
+create table idempotency (
+    project text not null references project (key),
+    key text not null,
+    request bytea not null,
+    at timestamptz not null,
+    status int,
+    headers jsonb,
+    body bytea,
+    primary key (project, key)
+);
+create index on idempotency (at);
+
 create table run (
     experiment bigint not null references experiment (id),
     number int not null,

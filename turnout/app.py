@@ -17,9 +17,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 import analysis.api
 import experiments.api
+import experiments.keys_api
 import router.api
 from analysis.api import AnalysisPlane
-from experiments.api import ControlPlane
 from experiments.doors import (
     handle_http_exception,
     handle_problem,
@@ -27,6 +27,7 @@ from experiments.doors import (
     permission_guard,
 )
 from experiments.problems import CATALOGUE, FIELD_TYPES, ProblemError
+from experiments.writes import ControlPlane
 from router.api import DataPlane
 from router.recording import RETRY_AFTER_SECONDS
 from turnout.health import Readiness
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 DOORS: Final[list[HTTPRouteHandler]] = [
     *experiments.api.ROUTES,
+    *experiments.keys_api.ROUTES,
     *router.api.ROUTES,
     *analysis.api.ROUTES,
 ]

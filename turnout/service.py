@@ -19,8 +19,8 @@ from analysis.controller import Controller
 from analysis.controller import Pace as ControllerPace
 from analysis.telemetry import AnalysisMetrics
 from experiments import store
-from experiments.api import ControlPlane
 from experiments.keys import new_key
+from experiments.writes import ControlPlane
 from router.api import DataPlane
 from router.journal import Journal, JournalError, Limits
 from router.metrics import JournalCollector, RouterMetrics
