@@ -37,7 +37,10 @@ async def read_report(
     request: Request[Any, Any, Any], analysis: Analysis, key: PathKey
 ) -> Response[bytes]:
     """The significance report of the current run: JSON, or Markdown by `Accept`."""
-    async with store.borrow(analysis.pool) as connection:
+    async with (
+        store.borrow(analysis.pool) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
         record = await lifecycle.find(connection, principal_of(request).project, key)
         report = make_report(await read_facts(connection, record))
     if request.accept.best_match(["application/json", MARKDOWN]) == MARKDOWN:

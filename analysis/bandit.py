@@ -1,12 +1,12 @@
 """The bandit: from closed cells to the next weights, and why."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import msgspec
 
 from analysis.kinds import Goal, Kind
-from analysis.moments import Moments
+from analysis.moments import Cells, Moments
 from analysis.thompson import next_weights, posterior, probability_best
 
 
@@ -50,9 +50,7 @@ def propose(inputs: Inputs) -> Reallocation | None:
     return Reallocation(inputs, best, weights)
 
 
-def by_arm(
-    cells: Mapping[tuple[int, str], Moments], variants: Mapping[str, float]
-) -> dict[str, dict[int, Moments]]:
+def by_arm(cells: Cells, variants: Iterable[str]) -> dict[str, dict[int, Moments]]:
     """Moments by variant and epoch, from those by (epoch, variant); a variant without any is
     there, too."""
     arms: dict[str, dict[int, Moments]] = defaultdict(dict, {variant: {} for variant in variants})

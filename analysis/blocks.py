@@ -13,7 +13,7 @@ import msgspec
 
 from analysis.fold import COMPACTED, CellKey, keep_cells, moments_of, read_cells
 from analysis.metrics import RunMetric
-from analysis.moments import Moments, empty, merge
+from analysis.moments import Cells, Moments, empty, merge
 from experiments.store import Connection
 
 _METRICS = """
@@ -38,15 +38,12 @@ _CLOSE = """
     where experiment = $1 and run = $2 and key = $3 and version = $4
 """
 
-Arms = Mapping[tuple[int, str], Moments]
-"""Moments by (epoch, variant)."""
-
 
 class Closed(msgspec.Struct, frozen=True):
     """The blocks of a metric that closed just now, in order."""
 
     metric: RunMetric
-    blocks: tuple[tuple[int, Arms], ...]
+    blocks: tuple[tuple[int, Cells], ...]
 
 
 async def close_blocks(
@@ -86,16 +83,16 @@ async def _close(
 async def _compact(
     connection: Connection,
     name: tuple[int, int, str, str],
-    blocks: Mapping[int, Arms],
+    blocks: Mapping[int, Cells],
 ) -> None:
     keys = {
         CellKey(*name, variant, epoch, COMPACTED)
-        for arms in blocks.values()
-        for epoch, variant in arms
+        for seen in blocks.values()
+        for epoch, variant in seen
     }
     cells = await read_cells(connection, keys)
-    for arms in blocks.values():
-        for (epoch, variant), moments in arms.items():
+    for seen in blocks.values():
+        for (epoch, variant), moments in seen.items():
             key = CellKey(*name, variant, epoch, COMPACTED)
             cells[key] = merge(cells.get(key, empty(moments.d)), moments)
     await keep_cells(connection, cells)

@@ -15,7 +15,6 @@ from analysis.bandit import Inputs, Reallocation, by_arm, propose
 from analysis.blocks import Closed, close_blocks
 from analysis.fold import COMPACTED, moments_of
 from analysis.metrics import run_metric
-from analysis.moments import Moments
 from experiments import lifecycle, store
 from experiments.allocation import propensities, traffic_of
 from experiments.lifecycle import Change
@@ -30,7 +29,7 @@ _CLOSED_CELLS = """
 """
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Decided(msgspec.Struct, frozen=True):
     """What was done: the kind of the decision, and the experiment as it stands now."""
 
     kind: str
@@ -46,7 +45,7 @@ async def decide(
     lateness: timedelta,
     now: datetime,
     bandit_due: bool,
-) -> Outcome | None:
+) -> Decided | None:
     """Close what has finished, look at it, and act on it. `record` is locked by the caller."""
     closed = await close_blocks(connection, record.id, record.run, watermark, lateness)
     if record.state not in {"running", "paused"}:
@@ -64,7 +63,7 @@ async def decide(
 async def _propensities(
     connection: Connection, record: ExperimentRecord, closed: list[Closed]
 ) -> guard.Propensities:
-    epochs = {epoch for c in closed for _, arms in c.blocks for epoch, _ in arms}
+    epochs = {epoch for c in closed for _, cells in c.blocks for epoch, _ in cells}
     return {
         number: propensities((await store.get_epoch(connection, record.id, number)).allocation)
         for number in sorted(epochs)
@@ -73,7 +72,7 @@ async def _propensities(
 
 async def _roll_back(
     connection: Connection, record: ExperimentRecord, alarm: guard.Alarm, term: int, now: datetime
-) -> Outcome:
+) -> Decided:
     reason = (
         f"guardrail {alarm.guardrail} of {alarm.variant}: evidence of harm "
         f"e^{alarm.log_peak:.2f} reached its threshold e^{alarm.log_threshold:.2f}"
@@ -82,12 +81,12 @@ async def _roll_back(
         connection, record, "rollback", record.epoch + 1, now, ACTOR, reason, alarm, term
     )
     change = Change(ACTOR, reason, now)
-    return Outcome("rollback", await lifecycle.roll_back(connection, record, change, decision))
+    return Decided("rollback", await lifecycle.roll_back(connection, record, change, decision))
 
 
 async def _reallocate(
     connection: Connection, record: ExperimentRecord, term: int, now: datetime
-) -> Outcome | None:
+) -> Decided | None:
     proposal = await _propose(connection, record)
     if proposal is None:
         return None
@@ -106,7 +105,7 @@ async def _reallocate(
         connection, record, "reallocate", record.epoch + 1, now, ACTOR, reason, proposal, term
     )
     change = Change(ACTOR, reason, now)
-    return Outcome(
+    return Decided(
         "reallocate",
         await lifecycle.open_epoch(connection, record, record.state, allocation, change, decision),
     )
@@ -121,9 +120,7 @@ async def _propose(connection: Connection, record: ExperimentRecord) -> Realloca
     rows = await connection.fetch(
         _CLOSED_CELLS, record.id, record.run, metric.key, metric.version, COMPACTED
     )
-    cells: dict[tuple[int, str], Moments] = {
-        (row["epoch"], row["variant"]): moments_of(row) for row in rows
-    }
+    cells = {(row["epoch"], row["variant"]): moments_of(row) for row in rows}
     epoch = await store.get_epoch(connection, record.id, record.epoch)
     shares = propensities(epoch.allocation)
     variants = record.definition.weights

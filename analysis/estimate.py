@@ -13,7 +13,7 @@ import msgspec
 from analysis.kinds import Kind
 from analysis.moments import Moments, conversions
 from analysis.tails import critical_value, log_p_two_sided, p_from_log, to_log10
-from analysis.variance import weighted_mean_variance
+from analysis.variance import cautious_variance, weighted_mean_variance
 
 Note = Literal[
     "no_common_epoch",
@@ -123,7 +123,7 @@ def compare(strata: Sequence[Stratum], kind: Kind, alpha: float = 0.05) -> Compa
         raise ValueError("an epoch is named twice")
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha lies strictly between 0 and 1, not at {alpha}")
-    used = [s for s in strata if s.control.n > 0 and s.treatment.n > 0]
+    used = _comparable(strata)
     left_out = [s for s in strata if 0 in (s.control.n, s.treatment.n) and _units(s) > 0]
     controls = [s.control for s in used]
     treatments = [s.treatment for s in used]
@@ -195,6 +195,19 @@ def compare(strata: Sequence[Stratum], kind: Kind, alpha: float = 0.05) -> Compa
     )
 
 
+def cautious_std_error(strata: Sequence[Stratum], kind: Kind) -> float | None:
+    """The standard error of `compare`'s difference for a reading that may be acted on at any time:
+    from `variance.cautious_variance`. None where it is not defined."""
+    used = _comparable(strata)
+    if not used:
+        return None
+    weights = epoch_weights([_weight(s) for s in used])
+    variance = cautious_variance(
+        [s.control for s in used], [s.treatment for s in used], weights, kind
+    )
+    return None if variance is None else math.sqrt(variance)
+
+
 def epoch_weights(units: Sequence[int]) -> tuple[float, ...]:
     """Each epoch's share of the units; one epoch has exactly 1."""
     total = sum(units)
@@ -250,6 +263,11 @@ def fieller(
     if m0 < 0.0:
         ends = [-ends[1], -ends[0]]
     return Lift(lift=lift, ci_low=ends[0], ci_high=ends[1], note=None)
+
+
+def _comparable(strata: Sequence[Stratum]) -> list[Stratum]:
+    """The epochs with units in both arms."""
+    return [s for s in strata if s.control.n > 0 and s.treatment.n > 0]
 
 
 def _units(stratum: Stratum) -> int:

@@ -34,30 +34,32 @@ _LATE = """
 
 
 async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
-    """All that the report of the current run is made from, as of one moment."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        rolled_back = None
-        if record.epoch:
-            epoch = await store.get_epoch(connection, record.id, record.epoch)
-            rolled_back = epoch.reason if epoch.state == "rolled_back" else None
-        return Facts(
-            project=record.project,
-            key=record.key,
-            state=record.state,
-            run=record.run,
-            epoch=record.epoch,
-            definition=record.definition,
-            ship=record.ship,
-            started_at=await connection.fetchval(_RUN, record.id, record.run),
-            watermark=await connection.fetchval(_WATERMARK),
-            rolled_back=rolled_back,
-            epochs=await _epochs(connection, record),
-            metrics={
-                metric.key: await _metric_cells(connection, record, metric.key, metric.version)
-                for metric in map(run_metric, record.definition.metrics)
-            },
-            guard=await _guard(connection, record),
-        )
+    """All that the report of the current run is made from.
+
+    It is many reads: a transaction in which `record` was read, too, makes them of one moment.
+    """
+    rolled_back = None
+    if record.epoch:
+        epoch = await store.get_epoch(connection, record.id, record.epoch)
+        rolled_back = epoch.reason if epoch.state == "rolled_back" else None
+    return Facts(
+        project=record.project,
+        key=record.key,
+        state=record.state,
+        run=record.run,
+        epoch=record.epoch,
+        definition=record.definition,
+        ship=record.ship,
+        started_at=await connection.fetchval(_RUN, record.id, record.run),
+        watermark=await connection.fetchval(_WATERMARK),
+        rolled_back=rolled_back,
+        epochs=await _epochs(connection, record),
+        metrics={
+            metric.key: await _metric_cells(connection, record, metric.key, metric.version)
+            for metric in map(run_metric, record.definition.metrics)
+        },
+        guard=await _guard(connection, record),
+    )
 
 
 async def _epochs(connection: Connection, record: ExperimentRecord) -> tuple[EpochUnits, ...]:

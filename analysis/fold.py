@@ -233,14 +233,12 @@ def _batch(waiting: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
     return taken
 
 
-async def backfill(connection: Connection) -> int:
+async def backfill(connection: Connection) -> None:
     """Compute the values of all enrolled units for metrics that are new to their run.
 
-    Returns the number of metrics that were filled. The cost is that of the run's history, once for
-    each new version of a metric.
+    The cost is that of the run's history, once for each new version of a metric.
     """
-    waiting = await connection.fetch(_WAITING)
-    for metric in waiting:
+    for metric in await connection.fetch(_WAITING):
         last = 0
         while True:
             values = await connection.fetch(
@@ -251,7 +249,6 @@ async def backfill(connection: Connection) -> int:
             await _apply(connection, values, dict.fromkeys(row["id"] for row in values))
             last = values[-1]["id"]
         await connection.execute(_BACKFILLED, *metric.values())
-    return len(waiting)
 
 
 async def _count_enrolments(

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from analysis.blocks import Arms, Closed
+from analysis.blocks import Closed
 from analysis.evidence import (
     BlockCell,
     GuardRule,
@@ -27,7 +27,7 @@ from analysis.evidence import (
 )
 from analysis.kinds import Goal
 from analysis.metrics import RunMetric, block_of, run_metric
-from analysis.moments import EMPTY
+from analysis.moments import EMPTY, Cells
 from experiments.model import Experiment, Margin
 from experiments.records import ExperimentRecord
 from experiments.store import Connection
@@ -213,15 +213,15 @@ async def watch(
     alarm = None
     for row in await read_ledger(connection, record.id, record.run):
         seen = [
-            _block_cells(block, arms, control, row.variant, propensities)
-            for block, arms in blocks_of.get((row.metric, row.version), ())
+            _block_cells(block, cells, control, row.variant, propensities)
+            for block, cells in blocks_of.get((row.metric, row.version), ())
             if block > row.opened_block
         ]
         if not seen:
             continue
         state = row.state
-        for cells in seen:
-            state = step(row.rule, state, cells)
+        for block_cells in seen:
+            state = step(row.rule, state, block_cells)
         await connection.execute(_KEEP_STATE, row.id, msgspec.json.encode(state).decode())
         if alarm is None and alarms(row.rule, state):
             alarm = Alarm(
@@ -247,7 +247,7 @@ def recompute(alarm: Alarm) -> GuardState:
 
 
 def _block_cells(
-    block: int, arms: Arms, control: str, variant: str, propensities: Propensities
+    block: int, cells: Cells, control: str, variant: str, propensities: Propensities
 ) -> tuple[BlockCell, ...]:
     return tuple(
         BlockCell(
@@ -255,10 +255,10 @@ def _block_cells(
             epoch=epoch,
             propensity_control=propensities[epoch].get(control, 0.0),
             propensity_treatment=propensities[epoch].get(variant, 0.0),
-            control=arms.get((epoch, control), EMPTY),
-            treatment=arms.get((epoch, variant), EMPTY),
+            control=cells.get((epoch, control), EMPTY),
+            treatment=cells.get((epoch, variant), EMPTY),
         )
-        for epoch in sorted({epoch for epoch, _ in arms})
+        for epoch in sorted({epoch for epoch, _ in cells})
     )
 
 

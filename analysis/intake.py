@@ -28,15 +28,14 @@ _ADD_METRIC = """
 _TAKEN_IN = "update run set analysed_revision = $3 where experiment = $1 and number = $2"
 
 
-async def take_in(connection: Connection, now: datetime) -> int:
-    """Take in every revision that is new; the number of them. The caller's transaction makes it
-    one with what follows from it."""
+async def take_in(connection: Connection, now: datetime) -> None:
+    """Take in every revision that is new. The caller's transaction makes it one with what follows
+    from it."""
     waiting = await connection.fetch(_WAITING)
     for row in waiting:
         await _take_in(connection, row, now)
     if waiting:
         await backfill(connection)
-    return len(waiting)
 
 
 async def _take_in(connection: Connection, row: asyncpg.Record, now: datetime) -> None:

@@ -1,6 +1,22 @@
 """The report as Markdown: for terminals, tickets and chats."""
 
-from analysis.report import MetricReport, Report
+from typing import Final
+
+from analysis.estimate import Note
+from analysis.ratio_check import RatioCheck
+from analysis.report import MetricComparison, MetricReport, Report
+from analysis.sequence import MIN_UNITS_PER_ARM
+
+_REASONS: Final[dict[Note, str]] = {
+    "no_common_epoch": "no epoch has units of both variants",
+    "too_few_units": "too few units for an interval",
+    "zero_variance": "neither variant's values vary, so there is no interval",
+    "small_counts": "fewer than 10 units converted, or fewer than 10 did not; the interval and p "
+    "are rough",
+    "zero_control_mean": "a lift over a control mean of 0 is not defined",
+    "lift_interval_unbounded": "the control mean may be 0, so the lift has no interval",
+}
+"""Why a number is missing, or doubtful, in the reader's words."""
 
 
 def render(report: Report) -> str:
@@ -22,9 +38,7 @@ def render(report: Report) -> str:
         expected = report.sample_ratio.expected.get(variant, 0.0)
         role = " (control)" if variant == report.control else ""
         lines.append(f"| {variant}{role} | {units:,} | {expected:,.1f} |")
-    ratio = report.sample_ratio
-    verdict = "MISMATCH" if ratio.mismatch else "fits"
-    lines += ["", f"Sample ratio: {verdict} (p = {_number(ratio.p_value)})."]
+    lines += ["", f"Sample ratio: {_verdict(report.sample_ratio)}."]
     for metric in report.metrics:
         lines += ["", *_metric(metric, report)]
     if report.guard:
@@ -51,8 +65,8 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
         f"{metric.role}, {metric.kind}, goal {metric.goal}, window {metric.window}",
         "",
         f"| treatment | control mean | mean | difference [{level}] | lift [{level}] "
-        f"| p | adjusted p | any-time [{level}] | any-time p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| p | adjusted p | any-time difference [{level}] | any-time p | any-time adjusted p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for c in metric.comparisons:
         fixed, reading = c.fixed, c.continuous.reading
@@ -61,17 +75,39 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
             f"| {_interval(fixed.difference, fixed.ci_low, fixed.ci_high)} "
             f"| {_interval(fixed.lift, fixed.lift_ci_low, fixed.lift_ci_high)} "
             f"| {_number(fixed.p_value)} | {_number(c.fixed_p_adjusted)} "
-            f"| [{_number(reading.ci_low)}, {_number(reading.ci_high)}] "
-            f"| {_number(reading.p_value)} |"
+            f"| {_interval(c.continuous.difference, reading.ci_low, reading.ci_high)} "
+            f"| {_number(reading.p_value)} | {_number(c.continuous.p_adjusted)} |"
         )
-    return lines
+    reasons = [f"- {c.treatment}: {reason}." for c in metric.comparisons for reason in _reasons(c)]
+    return [*lines, "", *reasons] if reasons else lines
+
+
+def _reasons(comparison: MetricComparison) -> list[str]:
+    """Why numbers of a comparison are missing, or doubtful."""
+    reasons = [_REASONS[note] for note in comparison.fixed.notes]
+    continuous = comparison.continuous
+    if min(continuous.n_control, continuous.n_treatment) < MIN_UNITS_PER_ARM:
+        reasons.append(f"the any-time reading needs {MIN_UNITS_PER_ARM} finished units of each")
+    return reasons
+
+
+def _verdict(ratio: RatioCheck) -> str:
+    if ratio.mismatch:
+        return f"MISMATCH (p = {_number(ratio.p_value)})"
+    if ratio.p_value is None:
+        return "too few units to check"
+    return f"fits (p = {_number(ratio.p_value)})"
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "not defined"
-    return f"{value:+.4g} [{_number(low)}, {_number(high)}]"
+    sign = "+" if value > 0 else ""
+    return f"{sign}{_number(value)} [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    if value is None:
+        return "–"
+    # Four digits; money and counts as people write them, without an exponent.
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"

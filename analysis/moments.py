@@ -6,7 +6,7 @@ spread of values around 1e12 survives.
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -58,6 +58,10 @@ class Moments(msgspec.Struct, frozen=True):
     def variance(self) -> float | None:
         """Sample variance of the first number (ddof 1), None below two rows."""
         return self.m2[0] / (self.n - 1) if self.n > 1 else None
+
+
+Cells = Mapping[tuple[int, str], Moments]
+"""Moments of a metric by (epoch, variant)."""
 
 
 def empty(d: int) -> Moments:

@@ -1,5 +1,6 @@
 """Sample ratio mismatch: do the units enrolled fit the propensities they were enrolled with?"""
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -32,9 +33,9 @@ class RatioCheck(msgspec.Struct, frozen=True):
     Arguments:
         observed, expected: units by variant, over all epochs.
         impossible: variants with a unit in an epoch that gave them no propensity.
-        statistic, df, p_value: of the chi-square test; None where an expected count is below
-            `MIN_EXPECTED`, or fewer than two variants can get units. It looks once: read at
-            every tick its false alarms add up.
+        statistic, df, p_value: of the chi-square test, p held above 2.2e-308; None where an
+            expected count is below `MIN_EXPECTED`, or fewer than two variants can get units. It
+            looks once: read at every tick its false alarms add up.
         mismatch: p < `ALARM_P`, or an impossible unit.
     """
 
@@ -83,7 +84,8 @@ def check_ratio(epochs: Sequence[EpochCounts]) -> RatioCheck:
         # Impossible units would break the equality of totals that the test needs.
         scale = sum(seen) / sum(expected[variant] for variant in possible)
         result = stats.chisquare(seen, [expected[variant] * scale for variant in possible])
-        statistic, p_value = float(result.statistic), float(result.pvalue)
+        statistic = float(result.statistic)
+        p_value = max(float(result.pvalue), sys.float_info.min)
     return RatioCheck(
         observed=observed,
         expected=expected,

@@ -7,17 +7,14 @@ from typing import Literal
 
 import msgspec
 
-from analysis.estimate import Comparison, Stratum, compare
+from analysis.estimate import Comparison, Stratum, cautious_std_error, compare
 from analysis.kinds import Goal, Kind
 from analysis.metrics import run_metric
-from analysis.moments import EMPTY, Moments, merge
+from analysis.moments import EMPTY, Cells, Moments, merge
 from analysis.multiplicity import holm
 from analysis.ratio_check import EpochCounts, RatioCheck, check_ratio
 from analysis.sequence import DECISION_N, MIN_UNITS_PER_ARM, AlwaysValid, always_valid
 from experiments.model import AnalysisPlan, Experiment, Metric, Role, State, ThompsonPolicy
-
-Cells = Mapping[tuple[int, str], Moments]
-"""Moments of a metric by (epoch, variant)."""
 
 Direction = Literal["better", "worse"]
 
@@ -127,6 +124,7 @@ class Report(msgspec.Struct, frozen=True):
     run: int
     epoch: int
     control: str
+    ship: str | None
     conclusion: str
     reading: str
     alpha: float
@@ -158,6 +156,7 @@ def make_report(facts: Facts) -> Report:
         run=facts.run,
         epoch=facts.epoch,
         control=definition.control.key,
+        ship=facts.ship,
         conclusion=conclude(facts, units, ratio, metrics),
         reading=definition.analysis.reading,
         alpha=definition.analysis.alpha,
@@ -208,10 +207,11 @@ def _metric_report(metric: Metric, facts: Facts, variants: Sequence[str]) -> Met
         if treatment == control:
             continue
         fixed = compare(strata(everyone, control, treatment), kind, plan.alpha)
-        finished = compare(strata(known.finished, control, treatment), kind, plan.alpha)
+        closed = strata(known.finished, control, treatment)
+        finished = compare(closed, kind, plan.alpha)
         reading = always_valid(
             finished.difference,
-            finished.std_error,
+            cautious_std_error(closed, kind),
             finished.n_control,
             finished.n_treatment,
             plan.alpha,
@@ -258,10 +258,10 @@ def _adjust(metrics: Sequence[MetricReport], plan: AnalysisPlan) -> tuple[Metric
     )
 
 
-def _adjusted(p_values: Sequence[float | None], plan: AnalysisPlan) -> list[float | None]:
+def _adjusted(p_values: Sequence[float | None], plan: AnalysisPlan) -> Sequence[float | None]:
     if plan.correction == "none":
-        return list(p_values)
-    return [a.p_adjusted for a in holm(p_values, plan.alpha)]
+        return p_values
+    return holm(p_values)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -301,16 +301,22 @@ def conclude(
 ) -> str:
     """One line: what the plan supports, never more.
 
-    In this order: a rollback is said with its reason; data that cannot be trusted or are not there
-    conclude nothing; a fixed reading says nothing before its planned units, a continuous one
-    nothing before enough units have finished; then what is significant by the plan's reading after
-    correction, and only over primary metrics.
+    In this order: a rollback is said with its reason, and what was shipped is named; data that
+    cannot be trusted or are not there conclude nothing; a fixed reading says nothing before its
+    planned units, a continuous one nothing before enough units have finished; then what is
+    significant by the plan's reading after correction, and only over primary metrics.
     """
-    plan = facts.definition.analysis
-    total = sum(units.values())
     if facts.rolled_back is not None:
-        return f"Rolled back to {facts.definition.control.key}: {facts.rolled_back}."
-    if total == 0:
+        return f"Rolled back to {facts.definition.control.key}: {facts.rolled_back.rstrip('.')}."
+    supported = _supported(facts, units, ratio, metrics)
+    return supported if facts.ship is None else f"{facts.ship} was shipped. {supported}"
+
+
+def _supported(
+    facts: Facts, units: Mapping[str, int], ratio: RatioCheck, metrics: Sequence[MetricReport]
+) -> str:
+    plan = facts.definition.analysis
+    if sum(units.values()) == 0:
         return "No units yet: nothing is known."
     if ratio.mismatch:
         return (
@@ -326,7 +332,8 @@ def _too_early(facts: Facts, metrics: Sequence[MetricReport]) -> str | None:
     """Why the plan's reading says nothing yet, if it does not."""
     plan = facts.definition.analysis
     primary = [metric for metric in metrics if metric.role == "primary"]
-    waiting = "Keep running" if facts.state in {"running", "paused"} else "The run ended too early"
+    openings = {"running": "Keep running", "paused": "Paused too early"}
+    waiting = openings.get(facts.state, "The run ended too early")
     if plan.reading == "fixed":
         total = min(sum(arm.finished for arm in metric.arms.values()) for metric in primary)
         if plan.units is None or total >= plan.units:
@@ -383,12 +390,14 @@ def _verdict(found: Sequence[Finding], metrics: Sequence[MetricReport], plan: An
 
 def _notes(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
     notes = []
-    if len(facts.epochs) > 1:
+    first = facts.epochs[0].propensities if facts.epochs else {}
+    reallocated = any(epoch.propensities != first for epoch in facts.epochs)
+    if reallocated:
         notes.append(
             "Traffic was reallocated: differences are taken within epochs and weighted by their "
             "units, never pooled over epochs."
         )
-    if isinstance(facts.definition.policy, ThompsonPolicy):
+    if reallocated and isinstance(facts.definition.policy, ThompsonPolicy):
         notes.append(
             "Weights followed the data: the effect is that of a unit's first assignment, and "
             "intervals are approximate where an epoch has few units of a variant."

@@ -1,6 +1,7 @@
 """Anytime-valid reading: an asymptotic confidence sequence for a difference.
 
-It may be read after every unit, and stopped on, without raising the error rate above alpha.
+It may be read after every unit, and stopped on, without raising the error rate above alpha,
+asymptotically.
 """
 
 import math
@@ -53,7 +54,9 @@ def always_valid(
     boundary is the normal mixture of Howard, Ramdas, McAuliffe, Sekhon (2021).
 
     Arguments:
-        difference, std_error: of a `Comparison`, in the metric's unit.
+        difference: of a `Comparison`, in the metric's unit.
+        std_error: of `cautious_std_error`; the arms' own alone raises false alarms where an arm is
+            small and its outcome rare.
         n_control, n_treatment: units behind the difference.
         alpha: bound on the chance of ever excluding the truth.
         decision_n: units at which a decision is expected.

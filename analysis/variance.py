@@ -16,6 +16,9 @@ from analysis.moments import Moments
 PRIOR_UNITS = 5.0
 """Weight of the pooled variance, in units: of 5, 10 and 20 the best coverage in simulations."""
 
+CAUTIOUS_UNITS = 1000.0
+"""Weight of the larger of two arms' variances in a reading that may be acted on at any time."""
+
 
 class ArmVariance(msgspec.Struct, frozen=True):
     """Variance of a weighted sum of one arm's epoch means.
@@ -23,10 +26,12 @@ class ArmVariance(msgspec.Struct, frozen=True):
     Arguments:
         variance: Σ_e w_e² s_e²/n_e, in the metric's unit squared.
         df: Satterthwaite's degrees of freedom of that variance.
+        pooled: the arm's variance of one unit, pooled within epochs.
     """
 
     variance: float
     df: float
+    pooled: float
 
 
 def spread(cell: Moments, kind: Kind) -> float:
@@ -74,7 +79,7 @@ def weighted_mean_variance(
     target = pooled if prior is None else prior
     scale = [w * w / cell.n for w, cell in zip(weights, cells, strict=True)]
     if len(cells) == 1 and prior is None:
-        return ArmVariance(variance=scale[0] * pooled, df=float(total))
+        return ArmVariance(variance=scale[0] * pooled, df=float(total), pooled=pooled)
     shrunk = [
         (m2 + PRIOR_UNITS * target) / (df + PRIOR_UNITS)
         for m2, df in zip(spreads, own, strict=True)
@@ -82,10 +87,41 @@ def weighted_mean_variance(
     variance = sum(f * s2 for f, s2 in zip(scale, shrunk, strict=True))
     lent = sum(PRIOR_UNITS * f / (df + PRIOR_UNITS) for f, df in zip(scale, own, strict=True))
     if variance <= 0.0:
-        return ArmVariance(variance=0.0, df=float(total))
+        return ArmVariance(variance=0.0, df=float(total), pooled=pooled)
     shares = (
         (f / (df + PRIOR_UNITS) + lent / total) * (s2 / variance)
         for f, s2, df in zip(scale, shrunk, own, strict=True)
     )
     inverse_df = sum(share * share * df for share, df in zip(shares, own, strict=True))
-    return ArmVariance(variance=variance, df=1.0 / inverse_df)
+    return ArmVariance(variance=variance, df=1.0 / inverse_df, pooled=pooled)
+
+
+def cautious_variance(
+    control: Sequence[Moments], treatment: Sequence[Moments], weights: Sequence[float], kind: Kind
+) -> float | None:
+    """Variance of Σ w_e (mean_1e - mean_0e), for arms that may have seen too few rare values.
+
+    An arm at 5 % of the traffic that has not converted yet shows no variance, so that chance looks
+    like certainty: at a rate of .004 a sequence on the arms' own variances excludes the truth in
+    most A/A runs. So the pooled variance s² of an arm with df degrees of freedom becomes
+    (df s² + κ L)/(df + κ), with L the larger one of the two arms and κ = CAUTIOUS_UNITS. That is
+    conservative early and vanishes as units come in.
+
+    Arguments:
+        control, treatment: moments of the arms by epoch, each with at least one unit.
+        weights: the epochs' weights w_e, summing to 1.
+        kind: proportion or mean.
+
+    Returns:
+        None where an arm has no variance.
+    """
+    arms = [(cells, weighted_mean_variance(cells, weights, kind)) for cells in (control, treatment)]
+    larger = max(own.pooled if own is not None else 0.0 for _, own in arms)
+    variance = 0.0
+    for cells, own in arms:
+        if own is None:
+            return None
+        lent = CAUTIOUS_UNITS / (sum(degrees(cells, kind)) + CAUTIOUS_UNITS)
+        scale = sum(w * w / cell.n for w, cell in zip(weights, cells, strict=True))
+        variance += own.variance + lent * scale * (larger - own.pooled)
+    return variance

@@ -31,21 +31,26 @@ def report(
     plan: Mapping[str, Any] | None = None,
     state: State = "running",
     rolled_back: str | None = None,
+    ship: str | None = None,
     units: Mapping[str, int] | None = None,
     goal: str = "increase",
+    weights: Mapping[str, float] | None = None,
+    epochs: int = 1,
     unfinished: Mapping[str, Arms] | None = None,
 ) -> Report:
-    """The report of one epoch of even weights, from the finished cells of each metric by variant.
+    """The report of a run of even weights, from the finished cells of each metric by variant.
 
+    They are those of its first epoch; further ones have the same propensities, and no units.
     All metrics are primary unless `roles` says otherwise, and all units are finished ones unless
     there are `unfinished`.
     """
     arms = list(next(iter(metrics.values())))
+    shares = weights or dict.fromkeys(arms, 1 / len(arms))
     definition = parse_definition(
         {
             "key": "x",
             "variants": [
-                {"key": arm, "value": arm, "weight": 1 / len(arms), "control": place == 0}
+                {"key": arm, "value": arm, "weight": shares[arm], "control": place == 0}
                 for place, arm in enumerate(arms)
             ],
             "metrics": [
@@ -71,11 +76,14 @@ def report(
             run=1,
             epoch=1,
             definition=definition,
-            ship=None,
+            ship=ship,
             started_at=None,
             watermark=None,
             rolled_back=rolled_back,
-            epochs=(EpochUnits(1, dict(enrolled), {}, dict.fromkeys(arms, 1 / len(arms))),),
+            epochs=(
+                *(EpochUnits(epoch, {}, {}, dict(shares)) for epoch in range(2, epochs + 1)),
+                EpochUnits(1, dict(enrolled), {}, dict(shares)),
+            ),
             metrics={
                 key: MetricCells(
                     {(1, arm): cell for arm, cell in cells.items()},
@@ -153,12 +161,10 @@ def test_many_comparisons_are_corrected_over_variants_and_primary_metrics() -> N
     assert names_a_winner(raw.conclusion)
     family = [c for metric in corrected.metrics for c in metric.comparisons]
     assert len(family) == 6
-    assert [c.fixed_p_adjusted for c in family] == [
-        adjusted.p_adjusted for adjusted in holm([c.fixed.p_value for c in family])
-    ]
-    assert [c.continuous.p_adjusted for c in family] == [
-        adjusted.p_adjusted for adjusted in holm([c.continuous.reading.p_value for c in family])
-    ]
+    fixed_p_values = [c.fixed.p_value for c in family]
+    p_values = [c.continuous.reading.p_value for c in family]
+    assert tuple(c.fixed_p_adjusted for c in family) == holm(fixed_p_values)
+    assert tuple(c.continuous.p_adjusted for c in family) == holm(p_values)
 
 
 @pytest.mark.parametrize("role", ["secondary", "guardrail"])
@@ -200,9 +206,28 @@ def test_counts_that_do_not_fit_their_propensities_conclude_nothing() -> None:
 @pytest.mark.parametrize("state", ["rolled_back", "archived"])
 def test_a_run_that_was_rolled_back_has_no_winner_for_ever(state: State) -> None:
     found = report(
-        {"click": {"a": CONTROL, "b": BETTER}}, state=state, rolled_back="it burned the house down"
+        {"click": {"a": CONTROL, "b": BETTER}}, state=state, rolled_back="it burned the house down."
     )
     assert found.conclusion == "Rolled back to a: it burned the house down."
+
+
+def test_what_was_shipped_is_named_beside_what_the_plan_supports() -> None:
+    found = report({"click": {"a": CONTROL, "b": SAME}}, state="concluded", ship="b")
+    assert found.ship == "b"
+    assert found.conclusion.startswith("b was shipped. No winner")
+
+
+def test_an_epoch_after_a_pause_is_no_reallocation() -> None:
+    found = report({"click": {"a": CONTROL, "b": SAME}}, epochs=2)
+    assert found.epochs == 2
+    assert found.notes == ()
+
+
+def test_chance_in_a_small_variant_with_a_rare_outcome_is_no_verdict() -> None:
+    """None of 500 converted where 2 were expected: likely, though it has no variance of its own."""
+    click = {"a": proportion(9_500, 38), "b": proportion(500, 0)}
+    found = report({"click": click}, weights={"a": 0.95, "b": 0.05})
+    assert found.conclusion.startswith("No winner")
 
 
 def test_without_units_nothing_is_known() -> None:
@@ -212,7 +237,7 @@ def test_without_units_nothing_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("state", "beginning"),
-    [("running", "Keep running"), ("paused", "Keep running"), ("concluded", "The run ended")],
+    [("running", "Keep running"), ("paused", "Paused too early"), ("concluded", "The run ended")],
 )
 def test_too_few_finished_units_are_said_to_be_too_few(state: State, beginning: str) -> None:
     few = MIN_UNITS_PER_ARM - 1

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from analysis.estimate import Stratum, cautious_std_error, compare
 from analysis.sequence import always_valid
-from tests.unit.samples import at_most
+from tests.unit.samples import at_most, proportion
 
 
 def test_the_formula_at_one_point() -> None:
@@ -105,3 +106,37 @@ def test_a_a_under_100_looks_at_full_size() -> None:
     sequence, naive = _a_a_false_positives(runs, seed=5)
     assert sequence <= at_most(0.05, runs)
     assert naive > 0.3
+
+
+def _rare_a_a_false_positives(runs: int, seed: int) -> tuple[float, float]:
+    """A/A at a rate of .004 with a treatment of 5 %, 40 looks: (cautious, own variances)."""
+    rng = np.random.default_rng(seed)
+    crossed = [0, 0]
+    for _ in range(runs):
+        n = rng.multinomial(500, (0.95, 0.05), 40).cumsum(axis=0)
+        x = rng.binomial(np.diff(n, axis=0, prepend=[[0, 0]]), 0.004).cumsum(axis=0)
+        alarms = np.zeros(2, dtype=bool)
+        for (n0, n1), (x0, x1) in zip(n.tolist(), x.tolist(), strict=True):
+            cells = [Stratum(1, proportion(n0, x0), proportion(n1, x1))]
+            own = compare(cells, "proportion")
+            errors = (cautious_std_error(cells, "proportion"), own.std_error)
+            for place, error in enumerate(errors):
+                reading = always_valid(own.difference, error, n0, n1)
+                alarms[place] |= reading.p_value is not None and reading.p_value <= 0.05
+        crossed = [count + int(alarm) for count, alarm in zip(crossed, alarms, strict=True)]
+    return crossed[0] / runs, crossed[1] / runs
+
+
+def test_a_a_with_a_small_variant_and_a_rare_outcome() -> None:
+    runs = 100
+    cautious, naive = _rare_a_a_false_positives(runs, seed=6)
+    assert cautious <= at_most(0.05, runs)
+    assert naive > 0.4
+
+
+@pytest.mark.calibration
+def test_a_a_with_a_small_variant_and_a_rare_outcome_at_full_size() -> None:
+    runs = 3_000
+    cautious, naive = _rare_a_a_false_positives(runs, seed=7)
+    assert cautious <= at_most(0.05, runs)
+    assert naive > 0.5
