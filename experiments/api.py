@@ -263,7 +263,7 @@ async def change_experiment(
     revision = _if_match(request)
     body = await read_json(request)
     principal = principal_of(request)
-    reason = request.headers.get("x-reason", "changed")[:1_000]
+    reason = request.headers.get("x-reason", "")[:1_000] or "changed"
     change = Change(principal.actor, reason, control.clock())
     return await _change(
         control,
