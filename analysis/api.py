@@ -13,7 +13,7 @@ from analysis.markdown import render
 from analysis.report import Report, make_report
 from experiments import lifecycle, store
 from experiments.doors import PathKey, json_response, principal_of
-from experiments.pages import Cursor, Limit, Page, page, read_cursor
+from experiments.pages import Cursor, Limit, Page, page_of_history
 from experiments.records import Decision
 
 MARKDOWN: Final = "text/markdown"
@@ -61,12 +61,16 @@ async def list_decisions(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """What the controller decided, the newest first, each with the evidence to compute it again."""
-    async with store.borrow(analysis.pool) as connection:
-        record = await lifecycle.find(connection, principal_of(request).project, key)
-        decisions = await store.list_decisions(
-            connection, record.id, limit + 1, read_cursor(cursor)
-        )
-    return json_response(page(decisions, limit, lambda d: d, lambda d: d.id))
+    return await page_of_history(
+        analysis.pool,
+        request,
+        key,
+        limit,
+        cursor,
+        store.list_decisions,
+        lambda d: d,
+        lambda d: d.id,
+    )
 
 
 ROUTES: Final[list[HTTPRouteHandler]] = [read_report, list_decisions]

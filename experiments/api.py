@@ -31,7 +31,7 @@ from experiments.model import (
     ThompsonPolicy,
 )
 from experiments.once import Answer
-from experiments.pages import Cursor, Limit, Page, page, read_cursor
+from experiments.pages import Cursor, Limit, Page, page, page_of_history, read_cursor
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord, Revision
 from experiments.writes import Control, ControlPlane, write
@@ -286,12 +286,16 @@ async def list_revisions(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """Every definition that the experiment ever had, the newest first."""
-    async with store.borrow(control.pool) as connection:
-        record = await lifecycle.find(connection, principal_of(request).project, key)
-        revisions = await store.list_revisions(
-            connection, record.id, limit + 1, read_cursor(cursor)
-        )
-    return json_response(page(revisions, limit, lambda r: r, lambda r: r.number))
+    return await page_of_history(
+        control.pool,
+        request,
+        key,
+        limit,
+        cursor,
+        store.list_revisions,
+        lambda r: r,
+        lambda r: r.number,
+    )
 
 
 @get(
@@ -307,10 +311,9 @@ async def list_allocations(
     cursor: Cursor = None,
 ) -> Response[bytes]:
     """All epochs, the newest first: who moved the traffic, when, and why."""
-    async with store.borrow(control.pool) as connection:
-        record = await lifecycle.find(connection, principal_of(request).project, key)
-        epochs = await store.list_epochs(connection, record.id, limit + 1, read_cursor(cursor))
-    return json_response(page(epochs, limit, epoch_view, lambda e: e.number))
+    return await page_of_history(
+        control.pool, request, key, limit, cursor, store.list_epochs, epoch_view, lambda e: e.number
+    )
 
 
 @put(

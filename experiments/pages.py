@@ -1,11 +1,14 @@
 """Lists in parts: `limit` and `cursor` in, `{items, next_cursor}` out."""
 
-from collections.abc import Callable
-from typing import Annotated, Generic, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
+from litestar import Request, Response
 from litestar.params import QueryParameter
 
+from experiments import lifecycle, store
+from experiments.doors import json_response, principal_of
 from experiments.problems import FieldProblem, invalid
 
 T = TypeVar("T")
@@ -43,3 +46,21 @@ def read_cursor(cursor: str | None) -> int | None:
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
         raise invalid([FieldProblem("cursor", "value", "must be a `next_cursor` of this list")])
     return int(cursor)
+
+
+async def page_of_history(
+    pool: store.Pool,
+    request: Request[Any, Any, Any],
+    key: str,
+    limit: int,
+    cursor: str | None,
+    read: Callable[[store.Connection, int, int, int | None], Awaitable[list[T]]],
+    view: Callable[[T], Any],
+    place: Callable[[T], int],
+) -> Response[bytes]:
+    """A page of what an experiment has many of: `read` gives it by the experiment's id, a number of
+    items, and the place to go on from."""
+    async with store.borrow(pool) as connection:
+        record = await lifecycle.find(connection, principal_of(request).project, key)
+        items = await read(connection, record.id, limit + 1, read_cursor(cursor))
+    return json_response(page(items, limit, view, place))
