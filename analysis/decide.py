@@ -91,10 +91,10 @@ async def _reallocate(
     if proposal is None:
         return None
     epoch = await store.get_epoch(connection, record.id, record.epoch)
-    allocation = await lifecycle.plan_allocation(
+    split = await lifecycle.plan_split(
         connection, record, proposal.weights, traffic_of(epoch.allocation)
     )
-    if allocation is None:
+    if split is None:
         return None
     best = max(proposal.probability_best, key=lambda v: proposal.probability_best[v])
     reason = (
@@ -107,7 +107,7 @@ async def _reallocate(
     change = Change(ACTOR, reason, now)
     return Decided(
         "reallocate",
-        await lifecycle.open_epoch(connection, record, record.state, allocation, change, decision),
+        await lifecycle.open_epoch(connection, record, record.state, split, change, decision),
     )
 
 

@@ -364,7 +364,11 @@ def _verdict(found: Sequence[Finding], metrics: Sequence[MetricReport], plan: An
             f"adjusted p {f.p_adjusted:.2g})"
             for f in winners
         )
-        among = " They were not compared with each other." if len(winners) > 1 else ""
+        among = (
+            " They were not compared with each other."
+            if len({f.treatment for f in winners}) > 1
+            else ""
+        )
         return f"The plan supports a winner over the control: {names}.{among}"
     if found:
         names = ", ".join(

@@ -1,6 +1,5 @@
 """The doors of the control plane: experiments, their states and allocations, and keys."""
 
-import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -38,7 +37,6 @@ from experiments.writes import Control, ControlPlane, write
 
 T = TypeVar("T")
 V = TypeVar("V")
-_ETAG = re.compile(r'^(?:W/)?"(\d+)"$')
 
 
 class Reasoned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,23 +131,22 @@ async def _view(connection: store.Connection, record: ExperimentRecord) -> Exper
     )
 
 
-def _etag(view: ExperimentView) -> dict[str, str]:
-    return {"ETag": f'"{view.revision}"'}
+def _etag(revision: int) -> dict[str, str]:
+    return {"ETag": f'"{revision}"'}
 
 
-def _if_match(request: Request[Any, Any, Any]) -> int:
-    header = request.headers.get("if-match")
-    if header is None:
+def _expect(request: Request[Any, Any, Any], record: ExperimentRecord) -> None:
+    """Let a change pass that was made to the latest revision, or does not say to which.
+
+    `If-Match` as RFC 9110 has it: `*`, or a list of entity tags, of which weak ones match nothing.
+    """
+    header = request.headers.get("if-match", "*")
+    named = {tag.strip() for tag in header.split(",")}
+    if not named & {"*", *_etag(record.revision).values()}:
         raise ProblemError(
-            "precondition-required",
-            'Send the revision that you read as `If-Match: "N"`, so that no change is lost',
+            "revision-mismatch",
+            f"The latest revision is {record.revision}, `If-Match` names {header[:80]}",
         )
-    found = _ETAG.match(header.strip())
-    if found is None or len(found.group(1)) > 9:
-        raise ProblemError(
-            "revision-mismatch", f'`If-Match` must be a revision such as "3", not {header}'
-        )
-    return int(found.group(1))
 
 
 def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dict[str, float]:
@@ -184,12 +181,15 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
 async def _change(
     control: ControlPlane,
     request: Request[Any, Any, Any],
+    key: str,
     body: Any,
     use_case: Callable[[store.Connection], Awaitable[ExperimentRecord]],
 ) -> Response[bytes]:
     async def act(connection: store.Connection) -> Answer:
+        project = principal_of(request).project
+        _expect(request, await lifecycle.find(connection, project, key, lock=True))
         view = await _view(connection, await use_case(connection))
-        return Answer(200, _etag(view), msgspec.json.encode(view))
+        return Answer(200, _etag(view.revision), msgspec.json.encode(view))
 
     return await write(control, request, body, act)
 
@@ -209,7 +209,7 @@ async def create_experiment(request: Request[Any, Any, Any], control: Control) -
     async def act(connection: store.Connection) -> Answer:
         record = await lifecycle.define(connection, principal.project, definition, change)
         view = await _view(connection, record)
-        headers = {**_etag(view), "Location": f"/v1/experiments/{definition.key}"}
+        headers = {**_etag(view.revision), "Location": f"/v1/experiments/{definition.key}"}
         return Answer(201, headers, msgspec.json.encode(view))
 
     return await write(control, request, body, act)
@@ -248,7 +248,7 @@ async def read_experiment(
     async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         view = await _view(connection, record)
-    return json_response(view, headers=_etag(view))
+    return json_response(view, headers=_etag(view.revision))
 
 
 @patch(
@@ -260,7 +260,11 @@ async def change_experiment(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Change a definition by a merge patch; `If-Match` names the revision it was made to."""
-    revision = _if_match(request)
+    if "if-match" not in request.headers:
+        raise ProblemError(
+            "precondition-required",
+            'Send the revision that you read as `If-Match: "N"`, so that no change is lost',
+        )
     body = await read_json(request)
     principal = principal_of(request)
     reason = request.headers.get("x-reason", "")[:1_000] or "changed"
@@ -268,8 +272,9 @@ async def change_experiment(
     return await _change(
         control,
         request,
+        key,
         body,
-        lambda c: lifecycle.amend(c, principal.project, key, body, revision, change),
+        lambda c: lifecycle.amend(c, principal.project, key, body, change),
     )
 
 
@@ -337,7 +342,7 @@ async def set_allocation(
         weights = None if body.weights is None else _checked_weights(body.weights, record)
         return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
-    return await _change(control, request, sent, use_case)
+    return await _change(control, request, key, sent, use_case)
 
 
 def _mover(
@@ -361,7 +366,7 @@ def _mover(
         principal = principal_of(request)
         change = Change(principal.actor, body.reason, control.clock())
         return await _change(
-            control, request, sent, lambda c: use_case(c, principal.project, key, change)
+            control, request, key, sent, lambda c: use_case(c, principal.project, key, change)
         )
 
     return move_experiment
@@ -391,6 +396,7 @@ async def conclude_experiment(
     return await _change(
         control,
         request,
+        key,
         sent,
         lambda c: lifecycle.conclude(c, principal.project, key, body.ship, change),
     )

@@ -37,7 +37,7 @@ import msgspec
 
 from experiments import paths
 from experiments.model import Experiment, State
-from experiments.problems import FieldProblem, invalid
+from experiments.problems import FieldProblem
 
 _LIVE: Final = (
     "name",
@@ -71,12 +71,8 @@ _PRIMARY_IS_PLANNED: Final = (
 _ALPHA_IS_SPENT: Final = "may rise while a run goes on, but not fall: what is spent stays spent"
 
 
-def check_change(before: Experiment, after: Experiment, state: State) -> None:
-    """Let a change pass that the state allows.
-
-    Raises:
-        ProblemError: `invalid`, with each field that may not change in this state as `immutable`.
-    """
+def change_problems(before: Experiment, after: Experiment, state: State) -> list[FieldProblem]:
+    """Each field of a change that may not change in this state, as `immutable`."""
     held = [
         path
         for path in changed_paths(before, after)
@@ -88,8 +84,7 @@ def check_change(before: Experiment, after: Experiment, state: State) -> None:
         problems.append(FieldProblem("guard.alpha", "immutable", _ALPHA_IS_SPENT))
     if state != "draft" and _primary(before) != _primary(after):
         problems.append(FieldProblem("metrics", "immutable", _PRIMARY_IS_PLANNED))
-    if problems:
-        raise invalid(problems)
+    return problems
 
 
 def _primary(definition: Experiment) -> list[bytes]:

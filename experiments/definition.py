@@ -32,6 +32,7 @@ Problems: TypeAlias = Iterator[FieldProblem]
 SHORTEST_WINDOW: Final = timedelta(milliseconds=100)
 LONGEST_WINDOW: Final = timedelta(days=90)
 SHORTEST_TICK: Final = timedelta(seconds=1)
+LONGEST_TICK: Final = timedelta(days=30)
 MAX_VALUE_BYTES: Final = 64 * 1024
 WEIGHT_TOLERANCE: Final = 1e-6
 
@@ -88,20 +89,27 @@ def apply_patch(definition: Experiment, patch: object) -> Experiment:
         ProblemError: `invalid`, with every wrong field of the result, and `key` as `immutable`
             where the patch would change it.
     """
+    experiment, problems = examine_patch(definition, patch)
+    if problems:
+        raise invalid(problems)
+    return experiment
+
+
+def examine_patch(definition: Experiment, patch: object) -> tuple[Experiment, list[FieldProblem]]:
+    """What `apply_patch` gives, with the wrong fields beside it: where there are any, they are
+    stood in for, and the result can only be looked at."""
     readable = clean(patch)
     if readable.problems:  # first, because only what is clean is known to be of bounded depth
-        raise invalid(readable.problems)
+        return definition, list(readable.problems)
     if not isinstance(patch, dict):
         detail = f"must be an object of changes; this is {kind_of(patch)}"
-        raise invalid([FieldProblem(paths.ROOT, "type", detail)])
+        return definition, [FieldProblem(paths.ROOT, "type", detail)]
     merged = _merge(definition_to_builtins(definition), readable.data)
     experiment, problems = _examine(merged)
     if merged.get("key") != definition.key:
         problems = [problem for problem in problems if problem.path != "key"]
         problems.append(FieldProblem("key", "immutable", "an experiment keeps its key for good"))
-    if problems:
-        raise invalid(problems)
-    return experiment
+    return experiment, problems
 
 
 def _merge(target: object, patch: object) -> Any:
@@ -264,8 +272,10 @@ def _bandit(draft: Draft) -> Problems:
     if draft.sound("policy.floor") and policy.floor * variants > 1:
         detail = f"must be at most {1 / variants:.4g}: {variants} variants share the traffic"
         yield FieldProblem("policy.floor", "conflict", detail)
-    if draft.sound("policy.every") and parse_duration(policy.every) < SHORTEST_TICK:
-        yield FieldProblem("policy.every", "value", "must be at least 1s")
+    if draft.sound("policy.every") and not (
+        SHORTEST_TICK <= parse_duration(policy.every) <= LONGEST_TICK
+    ):
+        yield FieldProblem("policy.every", "value", "must be at least 1s and at most 30d")
     for index, variant in enumerate(draft.value.variants):
         path = paths.field(paths.item("variants", index), "weight")
         if draft.sound(path) and variant.weight == 0:

@@ -1,5 +1,6 @@
 """What all HTTP doors share: keys, permissions, bodies, and errors as problem details."""
 
+import json
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
@@ -136,9 +137,25 @@ async def read_json(request: Request[Any, Any, Any], limit: int = 1024 * 1024) -
     """The JSON value in the body of a request.
 
     Raises:
-        ProblemError: `malformed` where it is none.
+        ProblemError: `malformed` where it is none, or an object in it has a name twice, of which
+            one would be ignored.
     """
-    return parse_json(await read_body(request, limit))
+    body = await read_body(request, limit)
+    value = parse_json(body)
+    try:
+        # Numbers stay text: this looks at names only.
+        json.loads(body, object_pairs_hook=_refuse_twice, parse_int=str, parse_float=str)
+    except RecursionError as error:
+        raise malformed(error) from error
+    return value
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ProblemError("malformed", f"An object names {name[:80]!r} twice")
+        seen.add(name)
 
 
 def parse_json(body: bytes) -> Any:

@@ -45,7 +45,7 @@ class Cleaned(NamedTuple):
 
 def clean(data: object) -> Cleaned:
     """The data with whatever JSON cannot carry taken out and named. It never fails."""
-    if _is_too_much(data):
+    if is_too_much(data):
         detail = f"must hold at most {MAX_VALUES} values"
         return _unreadable(paths.ROOT, "value", detail)
     return _clean(data, paths.ROOT, 0)
@@ -56,7 +56,8 @@ def kind_of(data: object) -> str:
     return _KINDS.get(type(data), f"a {type(data).__name__}")
 
 
-def _is_too_much(data: object) -> bool:
+def is_too_much(data: object) -> bool:
+    """Whether data has more values than a definition can need."""
     # YAML's aliases make cycles, and exponentially many values out of a few lines: so this counts
     # what a reader would visit, and stops in time.
     waiting: list[Iterator[object]] = [iter((data,))]

@@ -7,18 +7,17 @@ from typing import Any
 
 import msgspec
 
-from experiments import store
+from experiments import paths, store
 from experiments.allocation import (
     Allocation,
     enrols_same,
     initial,
     is_worthwhile,
-    propensities,
     reallocate,
     traffic_of,
 )
-from experiments.changes import changed_paths, check_change
-from experiments.definition import apply_patch
+from experiments.changes import change_problems, changed_paths
+from experiments.definition import examine_patch
 from experiments.model import Experiment, State
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord
@@ -31,6 +30,13 @@ class Change(msgspec.Struct, frozen=True):
     actor: str
     reason: str
     at: datetime
+
+
+class Split(msgspec.Struct, frozen=True):
+    """How an epoch splits the traffic: who owns which slot, and the weights that were stated."""
+
+    allocation: Allocation
+    weights: dict[str, float]
 
 
 async def find(
@@ -71,26 +77,26 @@ async def amend(
     project: str,
     key: str,
     patch: Any,
-    revision: int,
     change: Change,
 ) -> ExperimentRecord:
     """Change a definition by a merge patch (RFC 7396): a new revision, and a new epoch where it
     changes what assignment reads while the experiment runs.
 
     Raises:
-        ProblemError: `not-found`; `revision-mismatch` where `revision` is not the latest;
-            `invalid` with every wrong field, or those that this state does not allow to change.
+        ProblemError: `not-found`; `invalid` with every wrong field, and every one that this state
+            does not allow to change.
     """
     record = await find(connection, project, key, lock=True)
-    if record.revision != revision:
-        raise ProblemError(
-            "revision-mismatch",
-            f"The latest revision is {record.revision}, the change was made to {revision}",
-        )
-    definition = apply_patch(record.definition, patch)
+    definition, problems = examine_patch(record.definition, patch)
+    problems += [
+        held
+        for held in change_problems(record.definition, definition, record.state)
+        if not any(paths.overlap(held.path, wrong.path) for wrong in problems)
+    ]
+    if problems:
+        raise invalid(problems)
     if not any(changed_paths(record.definition, definition)):
         return record
-    check_change(record.definition, definition, record.state)
     amended = msgspec.structs.replace(
         record, definition=definition, revision=record.revision + 1, updated_at=change.at
     )
@@ -122,29 +128,30 @@ async def allocate(
         raise ProblemError(
             "conflict", f"An experiment that is {record.state} has no traffic to allocate"
         )
-    allocation = await plan_allocation(connection, record, weights, traffic)
-    if allocation is None:
+    split = await plan_split(connection, record, weights, traffic)
+    if split is None:
         return record
-    return await open_epoch(connection, record, record.state, allocation, change)
+    return await open_epoch(connection, record, record.state, split, change)
 
 
-async def plan_allocation(
+async def plan_split(
     connection: store.Connection,
     record: ExperimentRecord,
     weights: Mapping[str, float] | None,
     traffic: float | None,
-) -> Allocation | None:
-    """The allocation with these weights and this traffic (None: as now), or None where it would
-    move less than 1 % of the traffic."""
+) -> Split | None:
+    """The split with these weights and this traffic (None: as now), or None where it would move
+    less than 1 % of the traffic."""
     current = await store.get_epoch(connection, record.id, record.epoch)
     if weights is None:
-        nothing = dict.fromkeys(record.definition.weights, 0.0)
-        weights = {**nothing, **propensities(current.allocation)}
+        weights = current.weights
     if traffic is None:
         traffic = traffic_of(current.allocation)
     history = await store.run_allocations(connection, record.id, record.run)
     allocation = reallocate(current.allocation, weights, traffic, history)
-    return allocation if is_worthwhile(current.allocation, allocation) else None
+    if not is_worthwhile(current.allocation, allocation):
+        return None
+    return Split(allocation, dict(weights))
 
 
 async def start(
@@ -156,8 +163,8 @@ async def start(
     definition, run = record.definition, record.run + 1
     await store.insert_run(connection, record.id, run, definition.salt_of(run), change.at)
     started = msgspec.structs.replace(record, run=run, ship=None)
-    allocation = initial(definition.weights, definition.traffic)
-    return await open_epoch(connection, started, state, allocation, change)
+    split = Split(initial(definition.weights, definition.traffic), definition.weights)
+    return await open_epoch(connection, started, state, split, change)
 
 
 async def pause(
@@ -180,7 +187,8 @@ async def _keep_allocation(
     record = await find(connection, project, key, lock=True)
     state = move(record.state, verb)
     current = await store.get_epoch(connection, record.id, record.epoch)
-    return await open_epoch(connection, record, state, current.allocation, change)
+    split = Split(current.allocation, current.weights)
+    return await open_epoch(connection, record, state, split, change)
 
 
 async def conclude(
@@ -228,14 +236,15 @@ async def _end_run(
         raise invalid([FieldProblem("ship", "reference", f"there are {', '.join(keys)}")])
     await store.end_run(connection, record.id, record.run, change.at)
     ended = msgspec.structs.replace(record, ship=ship)
-    return await open_epoch(connection, ended, state, initial({ship: 1.0}, 1.0), change, decision)
+    split = Split(initial({ship: 1.0}, 1.0), {ship: 1.0})
+    return await open_epoch(connection, ended, state, split, change, decision)
 
 
 async def open_epoch(
     connection: store.Connection,
     record: ExperimentRecord,
     state: State,
-    allocation: Allocation,
+    split: Split,
     change: Change,
     decision: int | None = None,
 ) -> ExperimentRecord:
@@ -245,7 +254,8 @@ async def open_epoch(
         run=record.run,
         state=state,
         salt=record.definition.salt_of(record.run),
-        allocation=allocation,
+        allocation=split.allocation,
+        weights=split.weights,
         targeting=record.definition.targeting,
         layer=None,
         holdout=None,
@@ -259,7 +269,7 @@ async def open_epoch(
     resized = True
     if record.epoch:
         before = await store.get_epoch(connection, record.id, record.epoch)
-        resized = before.run != epoch.run or not enrols_same(before.allocation, allocation)
+        resized = before.run != epoch.run or not enrols_same(before.allocation, split.allocation)
     await store.insert_epoch(connection, record.id, epoch, resized=resized)
     opened = msgspec.structs.replace(record, state=state, epoch=epoch.number, updated_at=change.at)
     await store.save_experiment(connection, opened)

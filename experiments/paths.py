@@ -38,6 +38,11 @@ def covers(pattern: str, path: str) -> bool:
     )
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether one path is the other, or lies within it."""
+    return covers(one, other) or covers(other, one)
+
+
 def select(data: object, pattern: str) -> Iterator[tuple[str, Any]]:
     """What a pattern names in JSON data, with its paths; nothing where the data lacks it."""
     found: list[tuple[str, Any]] = [(ROOT, data)]

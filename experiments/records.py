@@ -37,13 +37,15 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Epoch(msgspec.Struct, frozen=True):
-    """All that assignment reads, pinned and numbered; immutable."""
+    """All that assignment reads, pinned and numbered; immutable. `weights` are as they were stated:
+    whole slots can only come near to them, so that the next change of traffic starts from these."""
 
     number: int
     run: int
     state: State
     salt: str
     allocation: Allocation
+    weights: dict[str, float]
     targeting: Any
     layer: Any
     holdout: Any

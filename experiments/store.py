@@ -23,8 +23,8 @@ _EXPERIMENT = """
     from experiment
 """
 _EPOCH_COLUMNS = (
-    "number, run, state, salt, allocation, targeting, layer, holdout, stickiness, ship, at, actor, "
-    "reason, decision"
+    "number, run, state, salt, allocation, weights, targeting, layer, holdout, stickiness, ship, "
+    "at, actor, reason, decision"
 )
 
 BORROW_SECONDS: Final = 5.0
@@ -43,6 +43,7 @@ def _experiment(row: asyncpg.Record, prefix: str = "") -> ExperimentRecord:
 def _epoch(row: asyncpg.Record, prefix: str = "") -> Epoch:
     fields = {name: row[prefix + name] for name in Epoch.__struct_fields__}
     fields["allocation"] = msgspec.json.decode(fields["allocation"], type=Allocation)
+    fields["weights"] = msgspec.json.decode(fields["weights"], type=dict[str, float])
     for name in ("targeting", "layer", "holdout"):
         fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
     return Epoch(**fields)
@@ -259,15 +260,17 @@ async def insert_epoch(
     """Keep an epoch; it is never changed again. `resized` says whether it enrols other slots than
     the epoch before."""
     await connection.execute(
-        """insert into epoch (experiment, number, run, state, salt, allocation, targeting, layer,
-                              holdout, stickiness, ship, resized, at, actor, reason, decision)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
+        """insert into epoch (experiment, number, run, state, salt, allocation, weights, targeting,
+                              layer, holdout, stickiness, ship, resized, at, actor, reason,
+                              decision)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)""",
         experiment,
         epoch.number,
         epoch.run,
         epoch.state,
         epoch.salt,
         _json(epoch.allocation),
+        _json(epoch.weights),
         *(
             None if part is None else _json(part)
             for part in (epoch.targeting, epoch.layer, epoch.holdout)
@@ -394,8 +397,8 @@ async def load_publication(connection: Connection, project: str) -> Publication 
             """select x.id, x.project, x.key, x.state, x.revision, x.run, x.epoch, x.definition,
                       x.ship, x.created_at, x.updated_at,
                       e.number as e_number, e.run as e_run, e.state as e_state, e.salt as e_salt,
-                      e.allocation as e_allocation, e.targeting as e_targeting,
-                      e.layer as e_layer, e.holdout as e_holdout,
+                      e.allocation as e_allocation, e.weights as e_weights,
+                      e.targeting as e_targeting, e.layer as e_layer, e.holdout as e_holdout,
                       e.stickiness as e_stickiness, e.ship as e_ship, e.at as e_at,
                       e.actor as e_actor, e.reason as e_reason, e.decision as e_decision
                from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch

@@ -98,6 +98,8 @@ create table epoch (
     state text not null,
     salt text not null,
     allocation jsonb not null,
+    -- The weights as they were stated, which whole slots can only come near to.
+    weights jsonb not null,
     targeting jsonb,
     layer jsonb,
     holdout jsonb,

@@ -11,6 +11,8 @@ import httpx
 import msgspec
 import yaml
 
+from experiments.json_data import is_too_much
+
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
@@ -46,36 +48,62 @@ def read_definitions(file: str) -> list[Any]:
     """
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        return [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = yaml.load_all(text, Loader=_Loader)
+        found = [document for document in documents if document is not None]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClientError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+    if not found:
+        raise ClientError(f"{file} has no definition")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which one would be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen: set[str] = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value != "<<":
+                if name.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {name.value!r} stands twice", name.start_mark
+                    )
+                seen.add(name.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def apply(client: httpx.Client, definitions: list[Any]) -> Iterator[str]:
     """Create experiments that do not exist, and bring others to their definitions; a line each.
 
     Raises:
-        ClientError: at the first one that is refused, with every wrong field.
+        ClientError: at the first one that is refused, with every wrong field; those before it are
+            done.
     """
-    for definition in definitions:
-        key = definition.get("key", "") if isinstance(definition, dict) else ""
-        current = client.get(_path(key)) if isinstance(key, str) and key else None
-        if current is None or current.status_code == 404:
-            created = _checked(client.post("/v1/experiments", **_json(definition)))
-            yield f"{created['key']}: created, revision 1"
-            continue
-        before = _checked(current)
-        changed = _checked(
-            client.patch(
-                _path(key),
-                **_json(
-                    _as_patch(before["definition"], definition),
-                    {"If-Match": current.headers["etag"]},
-                ),
-            )
-        )
-        same = changed["revision"] == before["revision"]
-        yield f"{key}: {'unchanged' if same else 'changed'}, revision {changed['revision']}"
+    for number, definition in enumerate(definitions, start=1):
+        try:
+            yield _apply(client, definition)
+        except ClientError as error:
+            if len(definitions) == 1:
+                raise
+            raise ClientError(f"document {number} of {len(definitions)}: {error}") from error
+
+
+def _apply(client: httpx.Client, definition: Any) -> str:
+    if is_too_much(definition):
+        raise ClientError("the definition has more in it than any can need")
+    key = definition.get("key", "") if isinstance(definition, dict) else ""
+    current = client.get(_path(key)) if isinstance(key, str) and key else None
+    if current is None or current.status_code == 404:
+        created = _checked(client.post("/v1/experiments", **_json(definition)))
+        return f"{created['key']}: created, revision 1"
+    before = _checked(current)
+    patch = _as_patch(before["definition"], definition)
+    headers = {"If-Match": current.headers["etag"]}
+    changed = _checked(client.patch(_path(key), **_json(patch, headers)))
+    same = changed["revision"] == before["revision"]
+    return f"{key}: {'unchanged' if same else 'changed'}, revision {changed['revision']}"
 
 
 def _as_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,8 +123,11 @@ def _given_id(scope: HTTPScope) -> str:
 
 
 def _log_level(method: str, door: str, status: int) -> int:
-    """Defects are errors; what changes something is worth a line; the hot doors are not."""
+    """Defects are errors; what is refused or changes something is worth a line, since somebody may
+    ask about it by its id; other requests at the hot doors are not."""
     if status >= 500:
         return logging.ERROR
+    if status >= 400:
+        return logging.INFO
     hot = method == "GET" or "/assign" in door or "/ofrep" in door or "/outcomes" in door
     return logging.DEBUG if hot else logging.INFO

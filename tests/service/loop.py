@@ -120,10 +120,7 @@ class Service:
     async def amend(self, key: str, patch: dict[str, Any], project: str = SHOP) -> ExperimentRecord:
         """Change the definition of an experiment."""
         async with self.pool.acquire() as connection, connection.transaction():
-            record = await lifecycle.find(connection, project, key)
-            return await lifecycle.amend(
-                connection, project, key, patch, record.revision, self.change()
-            )
+            return await lifecycle.amend(connection, project, key, patch, self.change())
 
     async def allocate(
         self, key: str, weights: Mapping[str, float], project: str = SHOP

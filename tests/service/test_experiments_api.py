@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.running import Turnout, definition, problem
@@ -187,7 +188,7 @@ async def test_a_change_names_the_revision_that_it_was_made_to(turnout: Turnout)
     editor = turnout.client("editor")
     path = f"/v1/experiments/{key}"
     problem(await editor.patch(path, json={"name": "a"}), 428, "precondition-required")
-    for header in ('"2"', '"0"', "*", "one", '"9999999999"'):
+    for header in ('"2"', '"0"', "one", '"9999999999"', 'W/"1"', '"2", "3"', ""):
         answer = await editor.patch(path, json={"name": "a"}, headers={"If-Match": header})
         problem(answer, 412, "revision-mismatch")
     changed = await editor.patch(path, json={"name": "a"}, headers={"If-Match": '"1"'})
@@ -197,6 +198,67 @@ async def test_a_change_names_the_revision_that_it_was_made_to(turnout: Turnout)
     late = await editor.patch(path, json={"name": "b"}, headers={"If-Match": '"1"'})
     problem(late, 412, "revision-mismatch")
     assert (await editor.get(path)).json()["definition"]["name"] == "a"
+
+
+async def test_if_match_may_name_several_revisions_or_whichever_there_is(turnout: Turnout) -> None:
+    key = await turnout.define()
+    editor = turnout.client("editor")
+    for number, header in enumerate(('"7", "1"', "*"), start=2):
+        changed = await editor.patch(
+            f"/v1/experiments/{key}", json={"name": header}, headers={"If-Match": header}
+        )
+        assert changed.json()["revision"] == number
+
+
+async def test_every_change_honours_if_match_where_it_is_given(turnout: Turnout) -> None:
+    key = await turnout.define()
+    editor, stale = turnout.client("editor"), {"If-Match": '"7"'}
+    path = f"/v1/experiments/{key}"
+    early = await editor.post(f"{path}/start", json={"reason": "a test"}, headers=stale)
+    problem(early, 412, "revision-mismatch")
+    await turnout.move(key, "start")
+    change = {"reason": "a test", "weights": {"old": 0.2, "new": 0.8}}
+    refused = await editor.put(f"{path}/allocation", json=change, headers=stale)
+    problem(refused, 412, "revision-mismatch")
+    conclusion = {"reason": "a test", "ship": "new"}
+    problem(
+        await editor.post(f"{path}/conclude", json=conclusion, headers=stale),
+        412,
+        "revision-mismatch",
+    )
+    latest = {"If-Match": '"1"'}
+    assert (await editor.put(f"{path}/allocation", json=change, headers=latest)).status_code == 200
+
+
+async def test_a_name_that_stands_twice_is_refused(turnout: Turnout) -> None:
+    text = msgspec.json.encode(definition()).replace(b'"name":', b'"key":"other","name":', 1)
+    if b'"key":"other"' not in text:
+        text = text.replace(b"{", b'{"key":"other",', 1)
+    answer = await turnout.client("editor").post("/v1/experiments", content=text)
+    problem(answer, 400, "malformed")
+    assert "'key' twice" in answer.json()["detail"]
+
+
+async def test_a_change_is_told_all_that_is_wrong_with_it_at_once(turnout: Turnout) -> None:
+    key = await turnout.start()
+    answer = await turnout.client("editor").patch(
+        f"/v1/experiments/{key}",
+        json={
+            "unit": {"type": 5},
+            "salt": "q",
+            "analysis": {"alpha": 0.2},
+            "guard": {"alpha": 0.001},
+            "zz": 1,
+        },
+        headers={"If-Match": '"1"'},
+    )
+    assert set(problem(answer, 422, "invalid")) == {
+        ("zz", "unknown"),
+        ("unit.type", "type"),
+        ("salt", "immutable"),
+        ("analysis.alpha", "immutable"),
+        ("guard.alpha", "immutable"),
+    }
 
 
 async def test_of_two_changes_to_one_revision_one_is_lost_and_told_so(turnout: Turnout) -> None:

@@ -301,8 +301,9 @@ async def test_what_cannot_be_done_leaves_nothing_behind_and_holds_up_no_other(
     for key in ("x", "y"):
         await service.begin(definition(key, guardrail("ok")))
     await service.execute(  # the number of the epoch that a rollback of x would open
-        """insert into epoch select experiment, 2, run, state, salt, allocation, targeting, layer,
-                                    holdout, stickiness, ship, resized, at, actor, reason, decision
+        """insert into epoch select experiment, 2, run, state, salt, allocation, weights, targeting,
+                                    layer, holdout, stickiness, ship, resized, at, actor, reason,
+                                    decision
            from epoch where experiment = (select id from experiment where key = 'x')"""
     )
     visitors = {key: Visitors(service, key, seed=9) for key in ("x", "y")}

@@ -251,6 +251,24 @@ async def test_a_wrong_allocation_is_refused_by_its_fields(
     assert len(await epochs(turnout, key)) == 1
 
 
+@pytest.mark.parametrize(
+    ("weights", "traffic"),
+    [({"old": 0.5, "new": 0.5}, 0.0003), ({"old": 0.999, "new": 0.001}, 0.01)],
+)
+async def test_more_traffic_goes_by_the_weights_as_they_were_stated(
+    turnout: Turnout, weights: dict[str, float], traffic: float
+) -> None:
+    variants = definition()["variants"]
+    stated = [variant | {"weight": weights[variant["key"]]} for variant in variants]
+    by_hand = await turnout.start(variants=stated, traffic=traffic)
+    assert (await turnout.allocate(by_hand, traffic=1.0))["weights"] == weights
+    by_patch = await turnout.start(variants=stated, traffic=traffic)
+    answer = await turnout.client("editor").patch(
+        f"/v1/experiments/{by_patch}", json={"traffic": 1.0}, headers={"If-Match": '"1"'}
+    )
+    assert answer.json()["weights"] == weights
+
+
 async def test_every_variant_of_a_bandit_keeps_a_weight(turnout: Turnout) -> None:
     policy = {"kind": "thompson", "metric": "click"}
     key = await turnout.start(policy=policy)

@@ -4,10 +4,9 @@ from typing import Any, get_args
 
 import pytest
 
-from experiments.changes import CHANGEABLE, check_change
+from experiments.changes import CHANGEABLE, change_problems
 from experiments.definition import apply_patch, parse_definition
 from experiments.model import Experiment, State
-from experiments.problems import ProblemError
 
 BEFORE = parse_definition(
     {
@@ -62,11 +61,8 @@ NEXT_RUN: list[tuple[dict[str, Any], set[str]]] = [({"salt": "other"}, {"salt"})
 
 
 def immutable(before: Experiment, after: Experiment, state: State) -> set[str]:
-    try:
-        check_change(before, after, state)
-    except ProblemError as error:
-        return {problem.path for problem in error.errors if problem.type == "immutable"}
-    return set()
+    problems = change_problems(before, after, state)
+    return {problem.path for problem in problems if problem.type == "immutable"}
 
 
 @pytest.mark.parametrize("state", get_args(State))

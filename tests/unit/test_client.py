@@ -1,5 +1,6 @@
 """The commands `apply` and `report`, against doors that are a function."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from experiments.definition import apply_patch, definition_to_builtins, parse_definition
-from turnout.client import ClientError, apply, report
+from turnout.client import ClientError, apply, read_definitions, report
 
 DEFINITION = {
     "key": "ranker",
@@ -87,6 +88,38 @@ def test_a_key_of_a_wrong_form_never_becomes_another_path(doors: OneExperiment, 
             report(client, key, as_json=True)
     assert all(path.startswith("/v1/experiments") for path in doors.paths)
     assert not any(mark in path for path in doors.paths for mark in "?# ")
+
+
+def test_a_file_is_read_whole_or_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "experiments.yaml"
+    for text, complaint in (
+        ("", "has no definition"),
+        ("key: a\nname: n\nkey: b\n", "'key' stands twice"),
+        ("key: [", "cannot read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ClientError, match=complaint) as refused:
+            read_definitions(str(file))
+        assert "\n" not in str(refused.value)
+    file.write_text("base: &b {a: 1}\nkey: {<<: *b, a: 2}\n---\nkey: c\n")
+    assert read_definitions(str(file)) == [{"base": {"a": 1}, "key": {"a": 2}}, {"key": "c"}]
+
+
+def test_a_document_that_is_refused_is_named(doors: OneExperiment) -> None:
+    with (
+        client_of(doors) as client,
+        pytest.raises(ClientError, match="document 2 of 2: 404"),
+    ):
+        list(apply(client, [DEFINITION | {"name": "N"}, {"key": "?"}]))
+    assert doors.definition.name == "N"
+
+
+def test_aliases_that_multiply_are_refused_in_time(doors: OneExperiment) -> None:
+    bomb: list[Any] = ["x"]
+    for _ in range(30):
+        bomb = [bomb, bomb, bomb]
+    with client_of(doors) as client, pytest.raises(ClientError, match="more in it than any"):
+        list(apply(client, [{"key": "another", "tags": bomb}]))
 
 
 @pytest.mark.parametrize("text", ["~: 1", "true: 1", "name: &a [*a]"])

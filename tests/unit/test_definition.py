@@ -279,6 +279,7 @@ MEANING: list[tuple[dict[str, Any], Wrong]] = [
     ({"policy": THOMPSON, "metrics": []}, {("policy.metric", "reference")}),
     ({"policy": THOMPSON | {"floor": 0.51}}, {("policy.floor", "conflict")}),
     ({"policy": THOMPSON | {"every": "999ms"}}, {("policy.every", "value")}),
+    ({"policy": THOMPSON | {"every": "31d"}}, {("policy.every", "value")}),
     (
         {
             "policy": THOMPSON,

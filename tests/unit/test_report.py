@@ -197,6 +197,13 @@ def test_two_winners_are_not_said_to_be_compared() -> None:
     assert found.conclusion.endswith("They were not compared with each other.")
 
 
+def test_one_winner_on_two_metrics_has_nobody_to_be_compared_with() -> None:
+    arms = {"a": CONTROL, "b": BETTER}
+    found = report({"click": arms, "visit": arms})
+    assert names_a_winner(found.conclusion)
+    assert "compared" not in found.conclusion
+
+
 def test_counts_that_do_not_fit_their_propensities_conclude_nothing() -> None:
     found = report({"click": {"a": CONTROL, "b": BETTER}}, units={"a": 5_000, "b": 4_400})
     assert found.sample_ratio.mismatch
