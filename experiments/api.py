@@ -183,12 +183,13 @@ async def _change(
     request: Request[Any, Any, Any],
     key: str,
     body: Any,
-    use_case: Callable[[store.Connection], Awaitable[ExperimentRecord]],
+    use_case: Callable[[store.Connection, ExperimentRecord], Awaitable[ExperimentRecord]],
 ) -> Response[bytes]:
     async def act(connection: store.Connection) -> Answer:
         project = principal_of(request).project
-        _expect(request, await lifecycle.find(connection, project, key, lock=True))
-        view = await _view(connection, await use_case(connection))
+        record = await lifecycle.find(connection, project, key, lock=True)
+        _expect(request, record)
+        view = await _view(connection, await use_case(connection, record))
         return Answer(200, _etag(view.revision), msgspec.json.encode(view))
 
     return await write(control, request, body, act)
@@ -266,15 +267,10 @@ async def change_experiment(
             'Send the revision that you read as `If-Match: "N"`, so that no change is lost',
         )
     body = await read_json(request)
-    principal = principal_of(request)
     reason = request.headers.get("x-reason", "")[:1_000] or "changed"
-    change = Change(principal.actor, reason, control.clock())
+    change = Change(principal_of(request).actor, reason, control.clock())
     return await _change(
-        control,
-        request,
-        key,
-        body,
-        lambda c: lifecycle.amend(c, principal.project, key, body, change),
+        control, request, key, body, lambda c, record: lifecycle.amend(c, record, body, change)
     )
 
 
@@ -334,11 +330,9 @@ async def set_allocation(
     body = read_as(AllocationChange, sent)
     if body.weights is None and body.traffic is None:
         raise invalid([FieldProblem("weights", "missing", "give `weights`, `traffic` or both")])
-    principal = principal_of(request)
-    change = Change(principal.actor, body.reason, control.clock())
+    change = Change(principal_of(request).actor, body.reason, control.clock())
 
-    async def use_case(connection: store.Connection) -> ExperimentRecord:
-        record = await lifecycle.find(connection, principal.project, key, lock=True)
+    async def use_case(connection: store.Connection, record: ExperimentRecord) -> ExperimentRecord:
         weights = None if body.weights is None else _checked_weights(body.weights, record)
         return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
@@ -347,7 +341,7 @@ async def set_allocation(
 
 def _mover(
     verb: str,
-    use_case: Callable[[store.Connection, str, str, Change], Awaitable[ExperimentRecord]],
+    use_case: Callable[[store.Connection, ExperimentRecord, Change], Awaitable[ExperimentRecord]],
     summary: str,
 ) -> HTTPRouteHandler:
     @post(
@@ -363,20 +357,12 @@ def _mover(
     ) -> Response[bytes]:
         sent = await read_json(request)
         body = read_as(Reasoned, sent)
-        principal = principal_of(request)
-        change = Change(principal.actor, body.reason, control.clock())
+        change = Change(principal_of(request).actor, body.reason, control.clock())
         return await _change(
-            control, request, key, sent, lambda c: use_case(c, principal.project, key, change)
+            control, request, key, sent, lambda c, record: use_case(c, record, change)
         )
 
     return move_experiment
-
-
-async def roll_back(
-    connection: store.Connection, project: str, key: str, change: Change
-) -> ExperimentRecord:
-    record = await lifecycle.find(connection, project, key, lock=True)
-    return await lifecycle.roll_back(connection, record, change)
 
 
 @post(
@@ -391,14 +377,13 @@ async def conclude_experiment(
     """End the run; `ship` is the variant that is answered from then on."""
     sent = await read_json(request)
     body = read_as(Conclusion, sent)
-    principal = principal_of(request)
-    change = Change(principal.actor, body.reason, control.clock())
+    change = Change(principal_of(request).actor, body.reason, control.clock())
     return await _change(
         control,
         request,
         key,
         sent,
-        lambda c: lifecycle.conclude(c, principal.project, key, body.ship, change),
+        lambda c, record: lifecycle.conclude(c, record, body.ship, change),
     )
 
 
@@ -413,7 +398,7 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     _mover("start", lifecycle.start, "Begin the next run"),
     _mover("pause", lifecycle.pause, "Let the control answer everybody for a while"),
     _mover("resume", lifecycle.resume, "Go on after a pause, slot for slot as before"),
-    _mover("rollback", roll_back, "End the run and give all traffic to the control"),
+    _mover("rollback", lifecycle.roll_back, "End the run and give all traffic to the control"),
     _mover("archive", lifecycle.archive, "Put the experiment away; its reports stay"),
     conclude_experiment,
 ]

@@ -93,7 +93,7 @@ def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., Awaitable[Non
     async def guard(
         connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
     ) -> None:
-        if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
+        if connection.scope.get("method") == "OPTIONS":
             return  # OPTIONS tells which methods there are, and nothing else
         principal = authenticate(key_text(connection.headers), keys, clock())
         require(principal, handler.opt["permission"])

@@ -1,5 +1,6 @@
 """The life of an experiment: defined, started, changed, stopped. Each function is one use case; it
-runs within its caller's transaction and leaves either all of it behind or nothing."""
+runs within its caller's transaction, on a record that the caller has locked in it (`find`), and
+leaves either all of it behind or nothing."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -73,20 +74,15 @@ async def define(
 
 
 async def amend(
-    connection: store.Connection,
-    project: str,
-    key: str,
-    patch: Any,
-    change: Change,
+    connection: store.Connection, record: ExperimentRecord, patch: Any, change: Change
 ) -> ExperimentRecord:
     """Change a definition by a merge patch (RFC 7396): a new revision, and a new epoch where it
     changes what assignment reads while the experiment runs.
 
     Raises:
-        ProblemError: `not-found`; `invalid` with every wrong field, and every one that this state
-            does not allow to change.
+        ProblemError: `invalid` with every wrong field, and every one that this state does not allow
+            to change.
     """
-    record = await find(connection, project, key, lock=True)
     definition, problems = examine_patch(record.definition, patch)
     problems += [
         held
@@ -155,10 +151,9 @@ async def plan_split(
 
 
 async def start(
-    connection: store.Connection, project: str, key: str, change: Change
+    connection: store.Connection, record: ExperimentRecord, change: Change
 ) -> ExperimentRecord:
     """Begin the next run: a new salt, no old data, and its first epoch."""
-    record = await find(connection, project, key, lock=True)
     state = move(record.state, "start")
     definition, run = record.definition, record.run + 1
     await store.insert_run(connection, record.id, run, definition.salt_of(run), change.at)
@@ -168,23 +163,22 @@ async def start(
 
 
 async def pause(
-    connection: store.Connection, project: str, key: str, change: Change
+    connection: store.Connection, record: ExperimentRecord, change: Change
 ) -> ExperimentRecord:
     """Let the control answer everybody for a while; nobody enrols."""
-    return await _keep_allocation(connection, project, key, "pause", change)
+    return await _keep_allocation(connection, record, "pause", change)
 
 
 async def resume(
-    connection: store.Connection, project: str, key: str, change: Change
+    connection: store.Connection, record: ExperimentRecord, change: Change
 ) -> ExperimentRecord:
     """Go on after a pause, slot for slot as before."""
-    return await _keep_allocation(connection, project, key, "resume", change)
+    return await _keep_allocation(connection, record, "resume", change)
 
 
 async def _keep_allocation(
-    connection: store.Connection, project: str, key: str, verb: Verb, change: Change
+    connection: store.Connection, record: ExperimentRecord, verb: Verb, change: Change
 ) -> ExperimentRecord:
-    record = await find(connection, project, key, lock=True)
     state = move(record.state, verb)
     current = await store.get_epoch(connection, record.id, record.epoch)
     split = Split(current.allocation, current.weights)
@@ -192,10 +186,9 @@ async def _keep_allocation(
 
 
 async def conclude(
-    connection: store.Connection, project: str, key: str, ship: str, change: Change
+    connection: store.Connection, record: ExperimentRecord, ship: str, change: Change
 ) -> ExperimentRecord:
     """End the run; `ship` is the variant that is answered from then on."""
-    record = await find(connection, project, key, lock=True)
     return await _end_run(connection, record, move(record.state, "conclude"), ship, change, None)
 
 
@@ -205,17 +198,16 @@ async def roll_back(
     change: Change,
     decision: int | None = None,
 ) -> ExperimentRecord:
-    """End the run and give all traffic to the control. `record` is locked by the caller."""
+    """End the run and give all traffic to the control."""
     state = move(record.state, "rollback")
     control = record.definition.control.key
     return await _end_run(connection, record, state, control, change, decision)
 
 
 async def archive(
-    connection: store.Connection, project: str, key: str, change: Change
+    connection: store.Connection, record: ExperimentRecord, change: Change
 ) -> ExperimentRecord:
     """Put an experiment away: routers forget it, its reports stay."""
-    record = await find(connection, project, key, lock=True)
     archived = msgspec.structs.replace(
         record, state=move(record.state, "archive"), updated_at=change.at
     )

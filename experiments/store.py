@@ -163,12 +163,6 @@ async def list_experiments(
     return [_experiment(row) for row in rows]
 
 
-async def running_experiments(connection: Connection) -> list[ExperimentRecord]:
-    """The running experiments of all projects, in a stable order."""
-    rows = await connection.fetch(_EXPERIMENT + " where state = 'running' order by id")
-    return [_experiment(row) for row in rows]
-
-
 async def insert_revision(
     connection: Connection,
     record: ExperimentRecord,

@@ -120,7 +120,8 @@ class Service:
     async def amend(self, key: str, patch: dict[str, Any], project: str = SHOP) -> ExperimentRecord:
         """Change the definition of an experiment."""
         async with self.pool.acquire() as connection, connection.transaction():
-            return await lifecycle.amend(connection, project, key, patch, self.change())
+            record = await lifecycle.find(connection, project, key, lock=True)
+            return await lifecycle.amend(connection, record, patch, self.change())
 
     async def allocate(
         self, key: str, weights: Mapping[str, float], project: str = SHOP
@@ -133,17 +134,20 @@ class Service:
     async def conclude(self, key: str, project: str = SHOP) -> ExperimentRecord:
         """End a run, and ship the control."""
         async with self.pool.acquire() as connection, connection.transaction():
-            return await lifecycle.conclude(connection, project, key, "a", self.change())
+            record = await lifecycle.find(connection, project, key, lock=True)
+            return await lifecycle.conclude(connection, record, "a", self.change())
 
     async def start(self, key: str, project: str = SHOP) -> ExperimentRecord:
         """Begin the first run, or the next one."""
         async with self.pool.acquire() as connection, connection.transaction():
-            return await lifecycle.start(connection, project, key, self.change())
+            record = await lifecycle.find(connection, project, key, lock=True)
+            return await lifecycle.start(connection, record, self.change())
 
     async def pause(self, key: str, project: str = SHOP) -> ExperimentRecord:
         """Pause an experiment."""
         async with self.pool.acquire() as connection, connection.transaction():
-            return await lifecycle.pause(connection, project, key, self.change())
+            record = await lifecycle.find(connection, project, key, lock=True)
+            return await lifecycle.pause(connection, record, self.change())
 
     async def find(self, key: str, project: str = SHOP) -> ExperimentRecord:
         """An experiment as it stands."""

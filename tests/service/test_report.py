@@ -196,7 +196,8 @@ async def test_a_guardrail_shows_its_evidence_and_a_rollback_its_reason(service:
     assert report.conclusion.startswith("Rolled back to a: guardrail ok of b: evidence of harm")
 
     async with service.pool.acquire() as connection, connection.transaction():
-        await lifecycle.archive(connection, "shop", "x", service.change())
+        record = await lifecycle.find(connection, "shop", "x", lock=True)
+        await lifecycle.archive(connection, record, service.change())
     assert (await service.report("x")).conclusion == report.conclusion
 
 

@@ -27,14 +27,11 @@ class LogReader:
     def __init__(self, log: Log) -> None:
         self._rows: dict[str, Iterator[bool]] = {k: iter(v) for k, v in log.arms.items()}
         self.used = dict.fromkeys(log.arms, 0)
-        self.exhausted: str | None = None
 
     def answer(self, variant: str) -> bool | None:
         """The outcome of the variant's next row, or None at the end of its log."""
         outcome = next(self._rows[variant], None)
-        if outcome is None:
-            self.exhausted = variant
-        else:
+        if outcome is not None:
             self.used[variant] += 1
         return outcome
 
