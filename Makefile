@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint check-types lock clean
+.PHONY: demo test lint check-types lock clean bench-ingest
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+EVENTS ?= 10000000
+bench-ingest: $(VENV)/.installed
+	$(BIN)/python -m bench.ingest --events $(EVENTS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)

@@ -14,10 +14,12 @@ import asyncpg
 import msgspec
 from redis.asyncio import Redis
 
+from analysis.backfill import backfill
 from analysis.decide import decide
-from analysis.fold import Folded, fold
+from analysis.fold import BATCH_RECORDS, Folded, fold
 from analysis.intake import take_in
 from analysis.lease import Lease, LostLeaseError
+from analysis.retention import Retention, ensure_days, forget
 from analysis.telemetry import AnalysisMetrics
 from experiments import store
 from experiments.announce import announce
@@ -26,27 +28,40 @@ from experiments.records import ExperimentRecord
 
 LEASE_NAME: Final = "controller"
 LEASE_LIFE: Final = timedelta(seconds=8)
-TICK_TIMEOUT: Final = 30.0
+TICK_TIMEOUT: Final = 60.0
+FOLD_TIMEOUT: Final = 20.0
+FOLD_TIME: Final = timedelta(seconds=5)
+"""What a tick spends on folding a backlog, and one fold at least: decisions do not wait for all."""
+BACKFILL_TIME: Final = timedelta(seconds=1)
+"""What a tick spends on filling new metrics in, and one step at least."""
+RETENTION_TIME: Final = timedelta(seconds=1)
+"""What a tick spends on dropping old raw events, and one step at least."""
 ID_LIFE: Final = timedelta(days=7)
 _FORGET_EVERY: Final = timedelta(minutes=10)
 
 _WATCHED = """
     select x.project, x.key from experiment x
     where x.state in ('running', 'paused')
-       or exists (select from cell c where c.experiment = x.id and c.run = x.run and c.block > 0)
+       or exists (
+           select from run_metric m join cell c on c.metric = m.id and c.block > 0
+           where m.experiment = x.id and m.run = x.run
+       )
     order by x.id
 """
 _WATERMARK = "select watermark from fold_position"
+_FORGET_JOURNALS = "delete from journal where heartbeat_at < clock_timestamp() - interval '7 days'"
 _FORGET_IDS = "delete from outcome_id where received_at < $1"
 _FORGET_ATTEMPTS = "delete from idempotency where at < $1"
 logger = logging.getLogger(__name__)
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How often the controller ticks, and how late an outcome's time may be for its block."""
+    """How often the controller ticks, how late an outcome's time may be for its block, and for how
+    long raw events are kept; None for ever."""
 
     tick: timedelta = timedelta(seconds=1)
     lateness: timedelta = timedelta(seconds=5)
+    keep: timedelta | None = None
 
 
 class Controller:
@@ -68,14 +83,19 @@ class Controller:
         self._metrics = metrics
         self._lease = Lease(LEASE_NAME, holder, LEASE_LIFE)
         self._considered: dict[int, datetime] = {}
+        self._watermark: datetime | None = None
+        metrics.fold_lag.set_function(self._fold_lag)
         self._forgot_at: datetime | None = None
+        self._retention = None if pace.keep is None else Retention(pace.keep)
+        self._batch = BATCH_RECORDS
+        self._behind = False
 
     async def run(self) -> None:
         """Tick until cancelled; then let another process lead at once."""
         try:
             while True:
                 await self._tick_safely()
-                await asyncio.sleep(self._pace.tick.total_seconds())
+                await asyncio.sleep(0 if self._behind else self._pace.tick.total_seconds())
         finally:
             self._metrics.leader.set(0)
             async with asyncio.timeout(5), self._pool.acquire() as connection:
@@ -101,24 +121,66 @@ class Controller:
         self._metrics.leader.set(term is not None)
         if term is None:
             return False
-        while not (await self._fold()).complete:
-            pass
+        await self._fold_all()
+        await self._backfill()
+        await self._retain()
         for project, key in await self._watched():
             await self._decide_safely(project, key)
         await self._forget()
         return True
+
+    async def _fold_all(self) -> None:
+        """Fold what was shipped. Batches that take too long are halved until they do not."""
+        begun = self._clock()
+        self._behind = False
+        while True:
+            try:
+                async with asyncio.timeout(FOLD_TIMEOUT):
+                    folded = await self._fold()
+            except TimeoutError:
+                self._batch = max(self._batch // 2, 1)
+                raise
+            self._batch = min(self._batch * 2, BATCH_RECORDS)
+            self._behind = not folded.complete
+            if folded.complete or self._clock() - begun >= FOLD_TIME:
+                return
+
+    def _fold_lag(self) -> float:
+        """The age of the watermark in seconds: it grows while folding cannot go on."""
+        if self._lease.term is None or self._watermark is None:
+            return 0.0
+        return (self._clock() - self._watermark).total_seconds()
 
     async def _fold(self) -> Folded:
         now = self._clock()
         async with self._pool.acquire() as connection, connection.transaction():
             await self._lease.hold(connection)
             await take_in(connection, now)
-            folded = await fold(connection, now)
+            folded = await fold(connection, now, self._batch)
             watermark = await _watermark(connection)
         self._metrics.folded.inc(folded.records)
-        if watermark is not None:
-            self._metrics.fold_lag.set((now - watermark).total_seconds())
+        self._watermark = watermark
         return folded
+
+    async def _backfill(self) -> None:
+        """Fill new metrics in, for a part of a tick; the rest is for the next ones."""
+        begun = self._clock()
+        more = True
+        while more and self._clock() - begun < BACKFILL_TIME:
+            async with self._pool.acquire() as connection, connection.transaction():
+                await self._lease.hold(connection)
+                more = await backfill(connection)
+
+    async def _retain(self) -> None:
+        """Move and drop what is older than it is to be kept, for a part of a tick."""
+        if self._retention is None:
+            return
+        begun = self._clock()
+        more = True
+        while more and self._clock() - begun < RETENTION_TIME:
+            async with self._pool.acquire() as connection, connection.transaction():
+                await self._lease.hold(connection)
+                more = await self._retention.step(connection, self._clock())
 
     async def _watched(self) -> list[tuple[str, str]]:
         async with self._pool.acquire() as connection:
@@ -180,8 +242,11 @@ class Controller:
             return
         self._forgot_at = now
         async with self._pool.acquire() as connection:
-            for forget in (_FORGET_IDS, _FORGET_ATTEMPTS):
-                await connection.execute(forget, now - ID_LIFE)
+            await connection.execute(_FORGET_JOURNALS)
+            for statement in (_FORGET_IDS, _FORGET_ATTEMPTS):
+                await connection.execute(statement, now - ID_LIFE)
+            await ensure_days(connection, now.date())
+            await forget(connection)
 
 
 async def _watermark(connection: store.Connection) -> datetime | None:

@@ -11,10 +11,11 @@ from typing import Final
 import msgspec
 
 from analysis import guard
-from analysis.bandit import Inputs, Reallocation, by_arm, propose
+from analysis.bandit import Inputs, Reallocation, propose
 from analysis.blocks import Closed, close_blocks
-from analysis.fold import COMPACTED, moments_of
+from analysis.cells import CLOSED
 from analysis.metrics import run_metric
+from analysis.totals import read_total
 from experiments import lifecycle, store
 from experiments.allocation import propensities, traffic_of
 from experiments.lifecycle import Change
@@ -23,9 +24,9 @@ from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
 ACTOR: Final = "controller"
-_CLOSED_CELLS = """
-    select epoch, variant, n, mean, m2 from cell
-    where experiment = $1 and run = $2 and metric = $3 and version = $4 and block = $5
+_METRIC = """
+    select id from run_metric
+    where experiment = $1 and run = $2 and key = $3 and version = $4 and covered is null
 """
 
 
@@ -117,10 +118,10 @@ async def _propose(connection: Connection, record: ExperimentRecord) -> Realloca
         return None
     definition = next(m for m in record.definition.metrics if m.key == policy.metric)
     metric = run_metric(definition)
-    rows = await connection.fetch(
-        _CLOSED_CELLS, record.id, record.run, metric.key, metric.version, COMPACTED
-    )
-    cells = {(row["epoch"], row["variant"]): moments_of(row) for row in rows}
+    number = await connection.fetchval(_METRIC, record.id, record.run, metric.key, metric.version)
+    if number is None:
+        return None
+    finished = await read_total(connection, number, CLOSED)
     epoch = await store.get_epoch(connection, record.id, record.epoch)
     shares = propensities(epoch.allocation)
     variants = record.definition.weights
@@ -133,7 +134,7 @@ async def _propose(connection: Connection, record: ExperimentRecord) -> Realloca
             floor=policy.floor,
             warmup=policy.warmup,
             max_step=policy.max_step,
-            arms=by_arm(cells, variants),
+            finished=finished.together,
             weights={variant: shares.get(variant, 0.0) for variant in variants},
         )
     )

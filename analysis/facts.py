@@ -1,35 +1,38 @@
-"""Reads what a report is made from: cells, counts and the ledger; never events."""
+"""Reads what a report is made from: sums, counts and the ledger; never events, nor epochs."""
 
 import math
 from collections import defaultdict
 
 import msgspec
 
+from analysis.cells import ALL, CLOSED
+from analysis.enrol import read_unit_sums
+from analysis.epoch_sums import Population
 from analysis.evidence import alarms, is_exact
-from analysis.fold import COMPACTED, moments_of
 from analysis.guard import read_ledger
+from analysis.histogram import edges
 from analysis.metrics import run_metric
-from analysis.moments import EMPTY, Moments, merge
-from analysis.report import EpochUnits, Facts, GuardView, MetricCells
+from analysis.quantile import Bin
+from analysis.report import Facts, GuardView, MetricFacts
 from experiments import store
-from experiments.allocation import Allocation, propensities
 from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
-_RUN = "select started_at from run where experiment = $1 and number = $2"
+_RUN = "select started_at, enrolments from run where experiment = $1 and number = $2"
 _WATERMARK = "select nullif(watermark, '-infinity') from fold_position"
-_ENROLLED = """
-    select c.epoch, c.variant, c.units, c.several, e.allocation
-    from enrolled c join epoch e on e.experiment = c.experiment and e.number = c.epoch
-    where c.experiment = $1 and c.run = $2 and c.units > 0 order by c.epoch, c.variant
+_METRICS = """
+    select m.id, m.key, m.version, m.kind, m.late, m.covered, m.since, t.block, t.sums
+    from run_metric m left join metric_total t on t.metric = m.id
+    where m.experiment = $1 and m.run = $2
 """
-_CELLS = """
-    select epoch, variant, block, n, mean, m2 from cell
-    where experiment = $1 and run = $2 and metric = $3 and version = $4
-    order by block
-"""
-_LATE = """
-    select late from run_metric where experiment = $1 and run = $2 and key = $3 and version = $4
+# By variant: as many rows as there are buckets, from as many as there are in all epochs. Those are
+# epochs of the same propensities, so they were made by hand, and are few.
+_HISTOGRAM = """
+    select a.variant, h.bucket, sum(h.n)::bigint as n
+    from histogram h join arm a on a.id = h.arm
+    where h.metric = $1 and h.block = $2
+    group by a.variant, h.bucket having sum(h.n) > 0
+    order by h.bucket
 """
 
 
@@ -42,6 +45,10 @@ async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
     if record.epoch:
         epoch = await store.get_epoch(connection, record.id, record.epoch)
         rolled_back = epoch.reason if epoch.state == "rolled_back" else None
+    run = await connection.fetchrow(_RUN, record.id, record.run)
+    enrolled = await read_unit_sums(connection, record.id, record.run)
+    enrolments = 0 if run is None else run["enrolments"]
+    metrics = await _metrics(connection, record, enrolments, reallocated=enrolled.reallocated)
     return Facts(
         project=record.project,
         key=record.key,
@@ -50,44 +57,51 @@ async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
         epoch=record.epoch,
         definition=record.definition,
         ship=record.ship,
-        started_at=await connection.fetchval(_RUN, record.id, record.run),
+        started_at=None if run is None else run["started_at"],
         watermark=await connection.fetchval(_WATERMARK),
         rolled_back=rolled_back,
-        epochs=await _epochs(connection, record),
-        metrics={
-            metric.key: await _metric_cells(connection, record, metric.key, metric.version)
-            for metric in map(run_metric, record.definition.metrics)
-        },
+        enrolled=enrolled,
+        metrics=metrics,
         guard=await _guard(connection, record),
     )
 
 
-async def _epochs(connection: Connection, record: ExperimentRecord) -> tuple[EpochUnits, ...]:
-    found: dict[int, EpochUnits] = {}
-    for row in await connection.fetch(_ENROLLED, record.id, record.run):
-        epoch = found.get(row["epoch"])
-        if epoch is None:
-            allocation = msgspec.json.decode(row["allocation"], type=Allocation)
-            epoch = EpochUnits(row["epoch"], {}, {}, propensities(allocation))
-            found[row["epoch"]] = epoch
-        epoch.units[row["variant"]] = row["units"]
-        epoch.several[row["variant"]] = row["several"]
-    return tuple(found.values())
+async def _metrics(
+    connection: Connection, record: ExperimentRecord, enrolments: int, *, reallocated: bool
+) -> dict[str, MetricFacts]:
+    wanted = {(m.key, m.version) for m in map(run_metric, record.definition.metrics)}
+    found: dict[str, MetricFacts] = {}
+    for row in await connection.fetch(_METRICS, record.id, record.run):
+        if (row["key"], row["version"]) not in wanted:
+            continue
+        facts = found.get(row["key"])
+        if facts is None:
+            covered = row["covered"]
+            compares_values = row["kind"] == "quantile" and not reallocated
+            facts = MetricFacts(
+                late=row["late"],
+                since=row["since"],
+                backfill=None if covered is None else covered / max(enrolments, 1),
+                values=await _histograms(connection, row["id"], ALL) if compares_values else {},
+                finished_values=(
+                    await _histograms(connection, row["id"], CLOSED) if compares_values else {}
+                ),
+            )
+        if row["sums"] is not None:
+            sums = msgspec.json.decode(row["sums"], type=Population)
+            name = "finished" if row["block"] == CLOSED else "everyone"
+            facts = msgspec.structs.replace(facts, **{name: sums})
+        found[row["key"]] = facts
+    return found
 
 
-async def _metric_cells(
-    connection: Connection, record: ExperimentRecord, key: str, version: str
-) -> MetricCells:
-    finished: dict[tuple[int, str], Moments] = {}
-    unfinished: dict[tuple[int, str], Moments] = defaultdict(lambda: EMPTY)
-    for row in await connection.fetch(_CELLS, record.id, record.run, key, version):
-        place = (row["epoch"], row["variant"])
-        if row["block"] == COMPACTED:
-            finished[place] = moments_of(row)
-        else:
-            unfinished[place] = merge(unfinished[place], moments_of(row))
-    late = await connection.fetchval(_LATE, record.id, record.run, key, version)
-    return MetricCells(finished, dict(unfinished), late or 0)
+async def _histograms(
+    connection: Connection, metric: int, block: int
+) -> dict[str, tuple[Bin, ...]]:
+    bins: dict[str, list[Bin]] = defaultdict(list)
+    for row in await connection.fetch(_HISTOGRAM, metric, block):
+        bins[row["variant"]].append(Bin(*edges(row["bucket"]), row["n"]))
+    return {variant: tuple(found) for variant, found in bins.items()}
 
 
 async def _guard(connection: Connection, record: ExperimentRecord) -> tuple[GuardView, ...]:

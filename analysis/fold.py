@@ -1,166 +1,107 @@
 """Folding: new events become enrolments, per-unit values and cells of moments, by differences.
 
 Segments that were not folded yet are folded, never "ids above a mark", which would skip what
-commits late. A unit that new events touch has its value computed again from the raw events in its
-window, and the difference to its stored value goes into its cell; so the order in which events and
-commits come in does not matter.
+commits late; their marks are the position, set in the same transaction. An outcome of a unit that
+is enrolled is taken into the unit's state (`aggregates.py`). A unit whose enrolment is new, or has
+moved to an earlier exposure, has its state made anew from all its raw events that were folded; so
+the order in which events and commits come in does not matter.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import asyncpg
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from analysis.metrics import block_of
-from analysis.moments import Moments, empty, merge, remove
+from analysis.enrol import Batch, enrol
+from analysis.metrics import MOST_AHEAD, StoredMetric, read_metrics
+from analysis.position import hold_moments
+from analysis.states import Units, unit_key
+from analysis.totals import keep_totals
+from analysis.values import Outcomes, bring_up_to_date
+from analysis.wire import UNIX_TO_POSTGRES, Columns, Layout, read_rows
+from experiments.model import LARGEST_VALUE
 from experiments.store import Connection
 
 BATCH_SEGMENTS: Final = 200
-BATCH_RECORDS: Final = 100_000
+BATCH_RECORDS: Final = 250_000
 """What one fold takes at most, and one segment at least: it has to end well within a tick."""
 ROUTER_LIFE: Final = timedelta(seconds=30)
-"""A router that was silent for longer holds the watermark back no more."""
+"""Who was silent for longer, while others were heard, holds the watermark back no more."""
 
+# A journal holds the mark back until it is known to be dead: another one was heard all the while
+# that it was silent. When Postgres was away all were silent, and the first that comes back proves
+# nothing. Where all were withdrawn, nothing is on its way, and the mark follows the clock.
 _ROUTERS_SHIPPED_THROUGH = """
-    select min(shipped_through) from journal where heartbeat_at > clock_timestamp() - $1::interval
+    select case
+        when exists (select from journal) then (
+            select min(j.shipped_through) from journal j
+            where not exists (
+                select from journal other
+                where other.heartbeat_at - greatest(j.heartbeat_at, other.beating_since) > $1
+            )
+        )
+        else (select clock_timestamp() - $1 from fold_position where watermark > '-infinity')
+    end
 """
 _WAITING_SEGMENTS = """
     select id, records from segment where folded_at is null order by id limit $1
 """
-_TAKE_SEGMENTS = "update segment set folded_at = $2 where id = any($1)"
-# A unit's first exposure among the new ones joins its enrolment or replaces it where it is earlier;
-# of two at one time that of the lower epoch counts, whichever came in first. `_ENROL` gives the
-# rows that are new or have changed. What stood there before is read first, by itself: joined to
-# them in one statement, whose rows the planner cannot count beforehand, it would cost their square.
-_ENROLLED_BEFORE = """
-    select e.id, e.variant, e.epoch, e.at, e.several
-    from (select distinct experiment, run, unit from exposure where segment = any($1)) x
-    join enrolment e using (experiment, run, unit)
+_TAKE_SEGMENTS = """
+    update segment set folded_at = $2 where id = any($1) and folded_at is null
+    returning received_from, received_to
 """
-_ENROL = """
-    with seen as (
-        select x.experiment, x.run, x.project, x.unit_type, x.unit, x.variant, x.epoch, x.at,
-               min(x.variant) over same <> max(x.variant) over same as several,
-               row_number() over (
-                   partition by x.experiment, x.run, x.unit order by x.at, x.epoch, x.variant
-               ) as place
-        from exposure x
-        join epoch e on e.experiment = x.experiment and e.number = x.epoch and e.run = x.run
-        where x.segment = any($1)
-        window same as (partition by x.experiment, x.run, x.unit)
-    ),
-    first as (select * from seen where place = 1)
-    insert into enrolment as e
-        (experiment, run, project, unit_type, unit, variant, epoch, at, several)
-    select experiment, run, project, unit_type, unit, variant, epoch, at, several
-    from first order by experiment, run, unit
-    on conflict (experiment, run, unit) do update
-    set (at, epoch, variant) = (
-            select first.* from (
-                values (excluded.at, excluded.epoch, excluded.variant),
-                       (e.at, e.epoch, e.variant)
-            ) as first (at, epoch, variant)
-            order by at, epoch, variant limit 1
-        ),
-        several = e.several or excluded.several or excluded.variant <> e.variant
-    where (excluded.at, excluded.epoch, excluded.variant) < (e.at, e.epoch, e.variant)
-       or (not e.several and (excluded.several or excluded.variant <> e.variant))
-    returning id, experiment, run, variant, epoch, at, several
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_IN_FUTURE: Final = datetime(9999, 1, 1, tzinfo=UTC)
+_WATERMARK = "update fold_position set watermark = greatest(watermark, $1)"
+# How many rows a batch has the planner cannot know. So the way is prescribed: in the order of the
+# joins as they are written, from the batch, by indexes, to what it names. That costs as much as the
+# batch is large, and does not grow with what is stored.
+BY_INDEX: Final = """
+    set local join_collapse_limit = 1; set local from_collapse_limit = 1;
+    set local enable_hashjoin = off; set local enable_mergejoin = off;
+    set local enable_seqscan = off
 """
-_TOUCHED = """
-    select distinct e.id
-    from outcome o join enrolment e using (project, unit_type, unit)
-    where o.segment = any($1)
+_NEW_OUTCOMES = """
+    select m.metric, m.part, e.ordinal, coalesce(o.value, 'NaN'), o.at, e.arm, e.at
+    from outcome o
+    join enrolment e
+        on e.unit = o.unit collate "C" and e.unit_type = o.unit_type and e.project = o.project
+    join metric_part m
+        on m.experiment = e.experiment and m.run = e.run and m.event = o.event
+    where o.segment = any($1) and o.received_at >= $2 and o.received_at <= $3
+      and o.at >= e.at + m.begins and o.at < e.at + m.ends
 """
-# A value is made of all outcomes in the unit's window whose segments are folded. Outcomes beyond
-# 1e100 count as 1e100, so that no sum of them or of their squares overflows and stops the fold.
-_VALUES = """
-    select e.id, e.experiment, e.run, e.variant, e.epoch, e.at, m.key, m.version, m.closed_through,
-           m.block_seconds, v.value as old_value,
-           least(
-               case m.aggregate
-                   when 'any' then (f.conversions > 0)::int
-                   when 'count' then f.outcomes
-                   when 'sum' then f.total
-               end, m.cap
-           )::double precision as value
-    from enrolment e
-    join run_metric m on m.experiment = e.experiment and m.run = e.run
-    cross join lateral (
-        select count(*) as outcomes,
-               count(*) filter (where o.value is distinct from 0) as conversions,
-               coalesce(
-                   sum(greatest(-1e100, least(o.value, 1e100))) filter (where o.value is not null),
-                   0
-               ) as total
-        from outcome o join segment s on s.id = o.segment
-        where o.project = e.project and o.unit_type = e.unit_type and o.unit = e.unit
-          and o.event = m.event and o.at >= e.at and o.at < e.at + m.window_length
-          and s.folded_at is not null
-    ) f
-    left join unit_value v
-        on v.enrolment = e.id and v.metric = m.key and v.version = m.version
+_OUTCOMES_OF_MOVED = """
+    select m.metric, m.part, e.ordinal, coalesce(o.value, 'NaN'), o.at
+    from moved e
+    join outcome o
+        on hashtextextended(o.unit, 0) = hashtextextended(e.unit, 0)
+       and o.unit collate "C" = e.unit and o.unit_type = e.unit_type and o.project = e.project
+    join metric_part m
+        on m.experiment = e.experiment and m.run = e.run and m.event = o.event
+    join segment s on s.id = o.segment and s.folded_at is not null
+    where (e.arm, e.at) is distinct from (e.old_arm, e.old_at)
+      and o.received_at >= $1 and o.at >= e.at + m.begins and o.at < e.at + m.ends
 """
-_OF_UNITS = " where e.id = any($1) and m.backfilled"
-_OF_METRIC = """
-    where m.experiment = $1 and m.run = $2 and m.key = $3 and m.version = $4 and e.id > $5
-    order by e.id limit $6
+# No outcome of these units that counts was received before.
+_EARLIEST = """
+    select min(e.at) + least(interval '0', min(m.begins)) - $1::interval
+    from moved e left join metric_part m on m.experiment = e.experiment and m.run = e.run
 """
-_KEEP_VALUES = """
-    insert into unit_value (enrolment, metric, version, value)
-    select * from unnest($1::bigint[], $2::text[], $3::text[], $4::double precision[])
-    on conflict (enrolment, metric, version) do update set value = excluded.value
-"""
-_COUNT_ENROLLED = """
-    insert into enrolled as c (experiment, run, variant, epoch, units, several)
-    values ($1, $2, $3, $4, $5, $6)
-    on conflict (experiment, run, variant, epoch) do update
-    set units = c.units + excluded.units, several = c.several + excluded.several
-"""
-_READ_CELLS = """
-    select c.*
-    from cell c
-    join unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::int[],
-                $7::bigint[])
-        as wanted (experiment, run, metric, version, variant, epoch, block)
-    using (experiment, run, metric, version, variant, epoch, block)
-"""
-_KEEP_CELL = """
-    insert into cell (experiment, run, metric, version, variant, epoch, block, n, mean, m2)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-    on conflict (experiment, run, metric, version, block, variant, epoch) do update
-    set n = excluded.n, mean = excluded.mean, m2 = excluded.m2
-"""
-_COUNT_LATE = """
-    update run_metric set late = late + $5
-    where experiment = $1 and run = $2 and key = $3 and version = $4
-"""
-_WAITING = """
-    select m.experiment, m.run, m.key, m.version from run_metric m
-    where not m.backfilled order by m.experiment, m.run, m.key
-"""
-_BACKFILLED = """
-    update run_metric set backfilled = true
-    where experiment = $1 and run = $2 and key = $3 and version = $4
-"""
-COMPACTED: Final = 0
-"""The block of a cell that holds all closed blocks of its epoch."""
-_BACKFILL_BATCH = 20_000
-
-
-class CellKey(NamedTuple):
-    """What a cell of moments is keyed by (DESIGN 2)."""
-
-    experiment: int
-    run: int
-    metric: str
-    version: str
-    variant: str
-    epoch: int
-    block: int
+_OUTCOME: Final = {
+    "metric": "int4",
+    "part": "int4",
+    "ordinal": "int8",
+    "value": "float8",
+    "at": "time",
+}
+_OUTCOME_LAYOUT: Final = Layout(_OUTCOME)
+_NEW_LAYOUT: Final = Layout(_OUTCOME | {"arm": "int4", "enrolled_at": "time"})
 
 
 class Folded(msgspec.Struct, frozen=True):
@@ -171,175 +112,172 @@ class Folded(msgspec.Struct, frozen=True):
     complete: bool
 
 
-class _Change:
-    """What goes into a cell and what comes out of it."""
-
-    __slots__ = ("added", "removed")
-
-    def __init__(self) -> None:
-        self.added: list[float] = []
-        self.removed: list[float] = []
+class FoldError(Exception):
+    """Another process folds, too: what this one has done is to be undone."""
 
 
-class _Enrolled(NamedTuple):
-    variant: str
-    epoch: int
-    at: datetime
-
-
-def _enrolled(row: asyncpg.Record) -> _Enrolled:
-    return _Enrolled(row["variant"], row["epoch"], row["at"])
-
-
-async def fold(connection: Connection, now: datetime) -> Folded:
+async def fold(connection: Connection, now: datetime, records: int = BATCH_RECORDS) -> Folded:
     """Fold the oldest segments that were not folded yet, and move the watermark.
 
-    The caller's transaction makes it all one: the segments' mark is the position.
+    The caller's transaction makes it all one.
+
+    Args:
+        records: how many it may take at most, but for a single segment.
+
+    Raises:
+        FoldError: if one of the segments was folded meanwhile.
     """
+    await hold_moments(connection)
     shipped_through = await connection.fetchval(_ROUTERS_SHIPPED_THROUGH, ROUTER_LIFE)
     waiting = await connection.fetch(_WAITING_SEGMENTS, BATCH_SEGMENTS + 1)
-    taken = _batch(waiting)
+    taken = _batch(waiting, records)
     segments = [row["id"] for row in taken]
     if segments:
-        await connection.execute(_TAKE_SEGMENTS, segments, now)
-        stood = {row["id"]: row for row in await connection.fetch(_ENROLLED_BEFORE, segments)}
-        enrolments = await connection.fetch(_ENROL, segments)
-        await _count_enrolments(connection, enrolments, stood)
-        before = {
-            row["id"]: _enrolled(stood[row["id"]]) if row["id"] in stood else None
-            for row in enrolments
-        }
-        touched = {row["id"] for row in await connection.fetch(_TOUCHED, segments)}
-        values = await connection.fetch(_VALUES + _OF_UNITS, sorted(touched | before.keys()))
-        await _apply(connection, values, before)
+        times = await connection.fetch(_TAKE_SEGMENTS, segments, now)
+        if len(times) != len(segments):
+            raise FoldError("a segment was folded by another process")
+        await _fold_segments(connection, _batch_of(segments, times))
     # What was shipped since is for the next tick: to wait for it would be to wait for ever.
     complete = len(taken) == len(waiting)
     if complete and shipped_through is not None:
-        await connection.execute(
-            "update fold_position set watermark = greatest(watermark, $1)", shipped_through
-        )
+        await connection.execute(_WATERMARK, shipped_through)
     return Folded(len(segments), sum(row["records"] for row in taken), complete)
 
 
-def _batch(waiting: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
+def _batch(waiting: Sequence[asyncpg.Record], limit: int) -> list[asyncpg.Record]:
     """The first of the segments, as many as one fold takes."""
     taken: list[asyncpg.Record] = []
     records = 0
     for segment in waiting[:BATCH_SEGMENTS]:
         records += segment["records"]
-        if taken and records > BATCH_RECORDS:
+        if taken and records > limit:
             break
         taken.append(segment)
     return taken
 
 
-async def backfill(connection: Connection) -> None:
-    """Compute the values of all enrolled units for metrics that are new to their run.
-
-    The cost is that of the run's history, once for each new version of a metric.
-    """
-    for metric in await connection.fetch(_WAITING):
-        last = 0
-        while True:
-            values = await connection.fetch(
-                _VALUES + _OF_METRIC, *metric.values(), last, _BACKFILL_BATCH
-            )
-            if not values:
-                break
-            await _apply(connection, values, dict.fromkeys(row["id"] for row in values))
-            last = values[-1]["id"]
-        await connection.execute(_BACKFILLED, *metric.values())
-
-
-async def _count_enrolments(
-    connection: Connection,
-    rows: Sequence[asyncpg.Record],
-    stood: Mapping[int, asyncpg.Record],
-) -> None:
-    counts: dict[tuple[int, int, str, int], list[int]] = defaultdict(lambda: [0, 0])
-    for row in rows:
-        run = (row["experiment"], row["run"])
-        new = counts[*run, row["variant"], row["epoch"]]
-        new[0] += 1
-        new[1] += row["several"]
-        before = stood.get(row["id"])
-        if before is not None:
-            old = counts[*run, before["variant"], before["epoch"]]
-            old[0] -= 1
-            old[1] -= before["several"]
-    await connection.executemany(
-        _COUNT_ENROLLED, [(*key, *count) for key, count in sorted(counts.items()) if any(count)]
+def _batch_of(segments: Sequence[int], times: Sequence[asyncpg.Record]) -> Batch:
+    if any(row["received_from"] is None for row in times):
+        return Batch(segments, _LONG_AGO, _IN_FUTURE)
+    return Batch(
+        segments,
+        min(row["received_from"] for row in times),
+        max(row["received_to"] for row in times),
     )
 
 
-async def _apply(
-    connection: Connection,
-    rows: Sequence[asyncpg.Record],
-    before: dict[int, _Enrolled | None],
-) -> None:
-    """Bring values and cells from what stood to what stands. `before` has the units whose enrolment
-    is new (None) or was another."""
-    changes: dict[CellKey, _Change] = defaultdict(_Change)
-    kept: list[tuple[int, str, str, float]] = []
-    late: dict[tuple[int, int, str, str], int] = defaultdict(int)
-    for row in rows:
-        now = _enrolled(row)
-        old = before.get(row["id"], now)
-        old_value = row["old_value"] or 0.0
-        value = row["value"]
-        if old == now and value == old_value:
-            continue
-        place = _cell_key(row, now)
-        changes[place].added.append(value)
-        if old is not None:
-            changes[_cell_key(row, old)].removed.append(old_value)
-        if place.block == COMPACTED:
-            late[place[:4]] += 1
-        if value != old_value:
-            kept.append((row["id"], row["key"], row["version"], value))
-    if kept:
-        await connection.execute(_KEEP_VALUES, *zip(*kept, strict=True))
-    await _keep_cells(connection, changes)
-    await connection.executemany(_COUNT_LATE, [(*key, n) for key, n in sorted(late.items())])
-
-
-def _cell_key(row: asyncpg.Record, enrolled: _Enrolled) -> CellKey:
-    block = block_of(enrolled.at, row["block_seconds"])
-    return CellKey(
-        row["experiment"],
-        row["run"],
-        row["key"],
-        row["version"],
-        enrolled.variant,
-        enrolled.epoch,
-        COMPACTED if block <= row["closed_through"] else block,
+async def _fold_segments(connection: Connection, batch: Batch) -> None:
+    await connection.execute(BY_INDEX)
+    moved = await enrol(connection, batch)
+    runs = set(zip(moved["experiment"].tolist(), moved["run"].tolist(), strict=True))
+    metrics, fresh = await _read_fresh(connection, runs, batch)
+    anew = units_of_moved(moved, metrics)
+    remade = np.isin(
+        unit_key(fresh["metric"], fresh["ordinal"]), unit_key(anew.metric, anew.ordinal)
+    )
+    touched = _only(fresh, ~remade)
+    outcomes = [_outcomes(touched)]
+    if len(anew.metric):
+        outcomes.append(await outcomes_of_moved(connection, anew))
+    units = [anew, _units_of(touched)]
+    await apply(
+        connection,
+        metrics,
+        Units(*map(np.concatenate, zip(*units, strict=True))),
+        Outcomes(*map(np.concatenate, zip(*outcomes, strict=True))),
     )
 
 
-async def _keep_cells(connection: Connection, changes: dict[CellKey, _Change]) -> None:
-    if not changes:
-        return
-    cells = await read_cells(connection, changes)
-    for key, change in changes.items():
-        cell = merge(cells.get(key, empty(1)), Moments.of(change.added))
-        cells[key] = remove(cell, Moments.of(change.removed))
-    await keep_cells(connection, cells)
+async def apply(
+    connection: Connection, metrics: Sequence[StoredMetric], units: Units, outcomes: Outcomes
+) -> None:
+    """Take units and their outcomes into values, cells and sums over epochs."""
+    changes = await bring_up_to_date(connection, metrics, units, outcomes)
+    await keep_totals(connection, metrics, changes)
 
 
-async def read_cells(connection: Connection, keys: Iterable[CellKey]) -> dict[CellKey, Moments]:
-    """The stored ones among these cells."""
-    rows = await connection.fetch(_READ_CELLS, *zip(*keys, strict=True))
-    return {CellKey(*(row[name] for name in CellKey._fields)): moments_of(row) for row in rows}
+async def _read_fresh(
+    connection: Connection, runs: Iterable[tuple[int, int]], batch: Batch
+) -> tuple[list[StoredMetric], Columns]:
+    """The metrics of these runs and all others that a batch's outcomes count for; and those of its
+    outcomes whose units these metrics count and cover."""
+    fresh = await read_rows(connection, _NEW_OUTCOMES, _NEW_LAYOUT, *batch)
+    metrics = await read_metrics(connection, runs, np.unique(fresh["metric"]).tolist())
+    return metrics, _only(fresh, _is_counted(fresh, metrics))
 
 
-def moments_of(row: asyncpg.Record) -> Moments:
-    """The moments in a row of a cell."""
-    return Moments(row["n"], tuple(row["mean"]), tuple(row["m2"]))
+async def read_standing(
+    connection: Connection, batch: Batch
+) -> tuple[list[StoredMetric], Units, Outcomes]:
+    """The outcomes of a batch that was folded, as they count in the states of their units."""
+    metrics, rows = await _read_fresh(connection, (), batch)
+    return metrics, _units_of(rows), _outcomes(rows)
 
 
-async def keep_cells(connection: Connection, cells: dict[CellKey, Moments]) -> None:
-    """Store cells as they are now."""
-    rows: list[tuple[Any, ...]] = [
-        (*key, cell.n, list(cell.mean), list(cell.m2)) for key, cell in sorted(cells.items())
-    ]
-    await connection.executemany(_KEEP_CELL, rows)
+async def outcomes_of_moved(connection: Connection, units: Units) -> Outcomes:
+    """All folded outcomes of the units in `moved` that count for one of these, which are made of
+    `moved`."""
+    earliest = await connection.fetchval(_EARLIEST, MOST_AHEAD)
+    rows = await read_rows(connection, _OUTCOMES_OF_MOVED, _OUTCOME_LAYOUT, earliest)
+    counted = units.at_rows(np.flatnonzero(units.arm != 0))
+    wanted = unit_key(counted.metric, counted.ordinal)
+    return _outcomes(_only(rows, np.isin(unit_key(rows["metric"], rows["ordinal"]), wanted)))
+
+
+def units_of_moved(moved: Columns, metrics: Sequence[StoredMetric]) -> Units:
+    """The units of `moved` whose values are made anew, for each metric that covers them."""
+    another = (moved["arm"] != moved["old_arm"]) | (moved["at"] != moved["old_at"])
+    parts = []
+    for metric in metrics:
+        of_run = (moved["experiment"] == metric.experiment) & (moved["run"] == metric.run)
+        if metric.covered is not None:
+            of_run &= moved["ordinal"] < metric.covered
+        rows = _only(moved, another & of_run)
+        number = np.full(len(rows["ordinal"]), metric.id)
+        arm = np.where(rows["at"] < _since(metric), 0, rows["arm"])
+        old_arm = np.where(rows["old_at"] < _since(metric), 0, rows["old_arm"])
+        units = Units(
+            *(number, rows["ordinal"], arm, rows["at"], old_arm, rows["old_at"]),
+            afresh=np.ones_like(number),
+        )
+        parts.append(units.at_rows(np.flatnonzero((arm != 0) | (old_arm != 0))))
+    if not parts:
+        return Units(*(np.empty(0, np.int64) for _ in Units._fields))
+    return Units(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _units_of(fresh: Columns) -> Units:
+    """The units, each once, that new outcomes touch; they stay where they are."""
+    _, first = np.unique(unit_key(fresh["metric"], fresh["ordinal"]), return_index=True)
+    rows = {name: column[first] for name, column in fresh.items()}
+    return Units.standing(rows["metric"], rows | {"at": rows["enrolled_at"]})
+
+
+def _outcomes(rows: Columns) -> Outcomes:
+    # The doors refuse what lies beyond; whatever came in otherwise must not stop the fold.
+    value = np.clip(rows["value"], -LARGEST_VALUE, LARGEST_VALUE)
+    return Outcomes(rows["metric"], rows["part"], rows["ordinal"], value, rows["at"])
+
+
+def _only(rows: Columns, which: NDArray[np.bool_]) -> Columns:
+    return {name: column[which] for name, column in rows.items()}
+
+
+def _is_counted(rows: Columns, metrics: Sequence[StoredMetric]) -> NDArray[np.bool_]:
+    """Whether units of metrics have values; some are never to have one, or get it by a backfill."""
+    if not metrics:
+        return np.zeros(len(rows["metric"]), np.bool_)
+    place = np.searchsorted([m.id for m in metrics], rows["metric"])
+    covered = np.array([np.inf if m.covered is None else m.covered for m in metrics])
+    since = np.array([_since(m) for m in metrics])
+    counted: NDArray[np.bool_] = (rows["ordinal"] < covered[place]) & (
+        rows["enrolled_at"] >= since[place]
+    )
+    return counted
+
+
+def _since(metric: StoredMetric) -> float:
+    """The enrolment, in microseconds since 2000, from which a metric counts units."""
+    if metric.since is None:
+        return -math.inf
+    return (metric.since - _LONG_AGO) // timedelta(microseconds=1) - UNIX_TO_POSTGRES

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-Kind = Literal["proportion", "mean"]
-"""What one unit's score is: 0 or 1 (a proportion), or any finite number (a mean)."""
+Kind = Literal["proportion", "mean", "ratio", "quantile"]
+"""What one unit's score is: 0 or 1 (a proportion), any finite number (a mean), two of them (a
+ratio), or one of which a quantile is sought."""
 
 Goal = Literal["increase", "decrease"]
 """Which way of a metric is the better one."""

@@ -15,6 +15,11 @@ _REASONS: Final[dict[Note, str]] = {
     "are rough",
     "zero_control_mean": "a lift over a control mean of 0 is not defined",
     "lift_interval_unbounded": "the control mean may be 0, so the lift has no interval",
+    "zero_denominator": "a variant's denominators sum to 0, so its ratio is not defined",
+    "constant_covariate": "the covariate does not vary, so nothing was adjusted by it",
+    "few_units": "fewer than 100 units of a variant, or fewer than 10 behind a ratio's numerator; "
+    "the interval and p are rough",
+    "reallocated": "quantiles are not available after a reallocation",
 }
 """Why a number is missing, or doubtful, in the reader's words."""
 
@@ -62,7 +67,7 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
     lines = [
         f"## {metric.key}",
         "",
-        f"{metric.role}, {metric.kind}, goal {metric.goal}, window {metric.window}",
+        f"{metric.role}, {_kind(metric)}, goal {metric.goal}, window {metric.window}",
         "",
         f"| treatment | control mean | mean | difference [{level}] | lift [{level}] "
         f"| p | adjusted p | any-time difference [{level}] | any-time p | any-time adjusted p |",
@@ -78,8 +83,37 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
             f"| {_interval(c.continuous.difference, reading.ci_low, reading.ci_high)} "
             f"| {_number(reading.p_value)} | {_number(c.continuous.p_adjusted)} |"
         )
-    reasons = [f"- {c.treatment}: {reason}." for c in metric.comparisons for reason in _reasons(c)]
-    return [*lines, "", *reasons] if reasons else lines
+    remarks = [
+        *_quantiles(metric, level),
+        *(
+            f"- {c.treatment}: the covariate made the variance {_change(reduction)}."
+            for c in metric.comparisons
+            if (reduction := c.fixed.variance_reduction)
+        ),
+        *(f"- {c.treatment}: {reason}." for c in metric.comparisons for reason in _reasons(c)),
+    ]
+    return [*lines, "", *remarks] if remarks else lines
+
+
+def _kind(metric: MetricReport) -> str:
+    if metric.quantile is not None:
+        return f"quantile {metric.quantile:g}"
+    adjusted = f" adjusted by {metric.covariate} before" if metric.covariate is not None else ""
+    return f"{metric.kind}{adjusted}"
+
+
+def _quantiles(metric: MetricReport, level: str) -> list[str]:
+    """Each variant's quantile by itself."""
+    return [
+        f"- {variant}: {_number(q.value)} [{_number(q.ci_low)}, {_number(q.ci_high)}] at {level}, "
+        f"of {q.n:,} units with a value."
+        for variant, arm in metric.arms.items()
+        if (q := arm.quantile) is not None and q.value is not None
+    ]
+
+
+def _change(reduction: float) -> str:
+    return f"{100 * abs(reduction):.3g} % {'smaller' if reduction > 0 else 'larger'}"
 
 
 def _reasons(comparison: MetricComparison) -> list[str]:

@@ -1,7 +1,7 @@
 """Count, mean and centred cross-products: the statistics that every other one is made from.
 
-They add (`merge`) and subtract (`remove`) without the cancellation of raw sums of squares, so the
-spread of values around 1e12 survives.
+They add (`merge`) without the cancellation of raw sums of squares, so the spread of values around
+1e12 survives. Many cells at once are added to and taken from in `tables.py`.
 """
 
 import math
@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-_ROUNDING = 64 * sys.float_info.epsilon
+ROUNDING = 64 * sys.float_info.epsilon
+"""What is left of a difference is noise below this share of its terms."""
 
 
 class Moments(msgspec.Struct, frozen=True):
@@ -94,7 +95,7 @@ def of_rows(rows: ArrayLike) -> Moments:
     return Moments(
         n=n,
         mean=tuple(mean.tolist()),
-        m2=tuple(float(cross[i, j]) for i, j in _pairs(d)),
+        m2=tuple(float(cross[i, j]) for i, j in pairs(d)),
     )
 
 
@@ -119,41 +120,9 @@ def merge(a: Moments, b: Moments) -> Moments:
         mean=tuple(x + step * (b.n / n) for x, step in zip(a.mean, delta, strict=True)),
         m2=tuple(
             x + y + delta[i] * delta[j] * weight
-            for x, y, (i, j) in zip(a.m2, b.m2, _pairs(a.d), strict=True)
+            for x, y, (i, j) in zip(a.m2, b.m2, pairs(a.d), strict=True)
         ),
     )
-
-
-def remove(a: Moments, b: Moments) -> Moments:
-    """The moments of the rows of `a` without those of `b`: the inverse of `merge`.
-
-    The count is exact. What is left of a mean or a sum of squares becomes 0 where it is no more
-    than the rounding of what it is the difference of (or a sum of squares below 0): units that are
-    all 0 must not keep a trace of one that was not. Whether the rows of `b` really are among those
-    of `a` only the caller can know.
-
-    Raises:
-        ValueError: when `b` has more rows than `a`, or rows of another length.
-    """
-    _same_d(a, b)
-    if b.n > a.n:
-        raise ValueError(f"cannot remove {b.n} rows from {a.n}")
-    if b.n == 0:
-        return a
-    n = a.n - b.n
-    if n == 0:
-        return empty(a.d)
-    delta = [x - y for x, y in zip(a.mean, b.mean, strict=True)]
-    mean = tuple(_difference(x, -step * (b.n / n)) for x, step in zip(a.mean, delta, strict=True))
-    if n == 1:
-        # One row has no spread; the subtraction would leave rounding in its place.
-        return Moments(n=1, mean=mean, m2=(0.0,) * len(a.m2))
-    weight = a.n * (b.n / n)
-    m2 = []
-    for x, y, (i, j) in zip(a.m2, b.m2, _pairs(a.d), strict=True):
-        left = _difference(x, y + delta[i] * delta[j] * weight)
-        m2.append(max(left, 0.0) if i == j else left)
-    return Moments(n=n, mean=mean, m2=tuple(m2))
 
 
 def scaled_to(a: Moments, n: int) -> Moments:
@@ -165,14 +134,6 @@ def scaled_to(a: Moments, n: int) -> Moments:
     if a.n == 0:
         raise ValueError("no rows cannot be given a weight")
     return Moments(n=n, mean=a.mean, m2=tuple(x * (n / a.n) for x in a.m2))
-
-
-def merge_all(parts: Iterable[Moments], d: int = 1) -> Moments:
-    """`merge` over any number of parts; of none, the moments of no rows of `d` numbers."""
-    total = empty(d)
-    for part in parts:
-        total = merge(total, part)
-    return total
 
 
 def conversions(cell: Moments) -> int:
@@ -189,16 +150,11 @@ def conversions(cell: Moments) -> int:
     return count
 
 
-def _difference(x: float, y: float) -> float:
-    """x - y, or 0 where that is only what rounding made of it."""
-    left = x - y
-    return 0.0 if abs(left) <= _ROUNDING * max(abs(x), abs(y)) else left
-
-
 def _same_d(a: Moments, b: Moments) -> None:
     if a.d != b.d:
         raise ValueError(f"rows of {a.d} and of {b.d} numbers have no common moments")
 
 
-def _pairs(d: int) -> list[tuple[int, int]]:
+def pairs(d: int) -> list[tuple[int, int]]:
+    """The places (i, j), i <= j, of packed cross-products, in their order."""
     return [(i, j) for i in range(d) for j in range(i, d)]

@@ -1,10 +1,14 @@
 """Sample ratio mismatch: do the units enrolled fit the propensities they were enrolled with?"""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
 
 import msgspec
 from scipy import stats
+
+from analysis.exact import Additive, exact, product, quotient
 
 ALARM_P = 0.001
 """Below this p-value the counts are said not to fit."""
@@ -15,16 +19,47 @@ MIN_EXPECTED = 5.0
 _PROPENSITY_SUM_TOLERANCE = 1e-6
 
 
-class EpochCounts(msgspec.Struct, frozen=True):
-    """The units enrolled in one epoch.
+class VariantUnits(Additive, frozen=True):
+    """A variant's units over the epochs of a run in which any variant has units.
 
     Arguments:
-        counts: units by variant.
-        propensities: the epoch's logged propensities by variant, summing to 1.
+        units: enrolled.
+        several: those of them that met another variant, too.
+        impossible: those of them in an epoch that gave the variant no propensity.
+        expected: Σ units of all variants × propensity of this one, by epoch.
+        propensity, propensity_squared: Σ propensity, Σ propensity².
     """
 
-    counts: Mapping[str, int]
-    propensities: Mapping[str, float]
+    units: int = 0
+    several: int = 0
+    impossible: int = 0
+    expected: Decimal = Decimal(0)
+    propensity: Decimal = Decimal(0)
+    propensity_squared: Decimal = Decimal(0)
+
+
+class UnitSums(Additive, frozen=True):
+    """Who enrolled in a run, against the propensities of the epochs.
+
+    Arguments:
+        epochs: how many have units.
+        variants: their sums, by variant.
+    """
+
+    epochs: int = 0
+    variants: dict[str, VariantUnits] = msgspec.field(default_factory=dict)
+
+    @property
+    def reallocated(self) -> bool:
+        """Whether two epochs with units had different propensities.
+
+        E numbers are the same exactly when E Σ p² = (Σ p)² (Cauchy, Schwarz), and the sums are
+        exact.
+        """
+        return any(
+            self.epochs * Fraction(sums.propensity_squared) != Fraction(sums.propensity) ** 2
+            for sums in self.variants.values()
+        )
 
 
 class RatioCheck(msgspec.Struct, frozen=True):
@@ -48,7 +83,38 @@ class RatioCheck(msgspec.Struct, frozen=True):
     mismatch: bool
 
 
-def check_ratio(epochs: Sequence[EpochCounts]) -> RatioCheck:
+def of_units(
+    units: Mapping[str, int], several: Mapping[str, int], propensities: Mapping[str, float]
+) -> UnitSums:
+    """What one epoch adds to the sums.
+
+    Arguments:
+        units: enrolled in the epoch, by variant.
+        several: those of them that met another variant, too.
+        propensities: the epoch's logged propensities by variant, summing to 1.
+
+    Raises:
+        ValueError: when the propensities do not sum to 1, or a number is negative.
+    """
+    _check(units, several, propensities)
+    total = sum(units.values())
+    if total == 0:
+        return UnitSums()
+    variants = {}
+    for variant in sorted(units.keys() | propensities.keys()):
+        count, propensity = units.get(variant, 0), propensities.get(variant, 0.0)
+        variants[variant] = VariantUnits(
+            units=count,
+            several=several.get(variant, 0),
+            impossible=count if propensity == 0.0 else 0,
+            expected=product(propensity, total),
+            propensity=exact(propensity),
+            propensity_squared=product(propensity, propensity),
+        )
+    return UnitSums(epochs=1, variants=variants)
+
+
+def check_ratio(sums: UnitSums) -> RatioCheck:
     """Compare the units of each variant with Σ over epochs of units × logged propensity.
 
     The latest weights would be the wrong expectation after any reallocation. Variants that expect
@@ -58,25 +124,10 @@ def check_ratio(epochs: Sequence[EpochCounts]) -> RatioCheck:
 
     Source: Fabijan et al. (2019), "Diagnosing sample ratio mismatch in online controlled
     experiments"; the test is scipy's chisquare.
-
-    Raises:
-        ValueError: when an epoch's propensities do not sum to 1, or a number is negative.
     """
-    observed: dict[str, int] = {}
-    expected: dict[str, float] = {}
-    impossible: set[str] = set()
-    for epoch in epochs:
-        _check(epoch)
-        units = sum(epoch.counts.values())
-        for variant, propensity in epoch.propensities.items():
-            expected[variant] = expected.get(variant, 0.0) + units * propensity
-            observed.setdefault(variant, 0)
-        for variant, count in epoch.counts.items():
-            observed[variant] = observed.get(variant, 0) + count
-            expected.setdefault(variant, 0.0)
-            if count > 0 and epoch.propensities.get(variant, 0.0) == 0.0:
-                impossible.add(variant)
-
+    observed = {variant: found.units for variant, found in sums.variants.items()}
+    expected = {variant: quotient(found.expected) for variant, found in sums.variants.items()}
+    impossible = sorted(v for v, found in sums.variants.items() if found.impossible > 0)
     possible = [variant for variant, count in expected.items() if count > 0.0]
     statistic = p_value = None
     if len(possible) > 1 and min(expected[v] for v in possible) >= MIN_EXPECTED:
@@ -89,7 +140,7 @@ def check_ratio(epochs: Sequence[EpochCounts]) -> RatioCheck:
     return RatioCheck(
         observed=observed,
         expected=expected,
-        impossible=tuple(sorted(impossible)),
+        impossible=tuple(impossible),
         statistic=statistic,
         df=len(possible) - 1 if statistic is not None else None,
         p_value=p_value,
@@ -97,11 +148,13 @@ def check_ratio(epochs: Sequence[EpochCounts]) -> RatioCheck:
     )
 
 
-def _check(epoch: EpochCounts) -> None:
-    if any(count < 0 for count in epoch.counts.values()):
+def _check(
+    units: Mapping[str, int], several: Mapping[str, int], propensities: Mapping[str, float]
+) -> None:
+    if any(count < 0 for counts in (units, several) for count in counts.values()):
         raise ValueError("a count of units is at least 0")
-    if any(propensity < 0.0 for propensity in epoch.propensities.values()):
+    if any(propensity < 0.0 for propensity in propensities.values()):
         raise ValueError("a propensity is at least 0")
-    total = sum(epoch.propensities.values())
+    total = sum(propensities.values())
     if abs(total - 1.0) > _PROPENSITY_SUM_TOLERANCE:
         raise ValueError(f"the propensities of an epoch sum to 1, not to {total}")

@@ -1,39 +1,63 @@
-"""The significance report: from cells of moments to an answer in the analyst's terms. Pure."""
+"""The significance report: from sums over epochs to an answer in the analyst's terms. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from analysis.estimate import Comparison, Stratum, cautious_std_error, compare
+from analysis.epoch_sums import EpochSums, Population
+from analysis.estimate import Comparison, cautious_std_error, compare
+from analysis.histogram import ACCURACY
 from analysis.kinds import Goal, Kind
 from analysis.metrics import run_metric
-from analysis.moments import EMPTY, Cells, Moments, merge
 from analysis.multiplicity import holm
-from analysis.ratio_check import EpochCounts, RatioCheck, check_ratio
+from analysis.quantile import (
+    Histogram,
+    Quantile,
+    cautious_quantile_error,
+    compare_quantiles,
+    quantile,
+)
+from analysis.ratio_check import RatioCheck, UnitSums, check_ratio
 from analysis.sequence import DECISION_N, MIN_UNITS_PER_ARM, AlwaysValid, always_valid
-from experiments.model import AnalysisPlan, Experiment, Metric, Role, State, ThompsonPolicy
+from experiments.model import (
+    AnalysisPlan,
+    Experiment,
+    MeanMetric,
+    Metric,
+    QuantileMetric,
+    RatioMetric,
+    Role,
+    State,
+    ThompsonPolicy,
+)
 
 Direction = Literal["better", "worse"]
 
 
-class EpochUnits(msgspec.Struct, frozen=True):
-    """Who enrolled in an epoch, against the propensities that it gave."""
+class MetricFacts(msgspec.Struct, frozen=True):
+    """What is known of a metric.
 
-    epoch: int
-    units: dict[str, int]
-    several: dict[str, int]
-    propensities: dict[str, float]
+    Arguments:
+        everyone: the sums of all enrolled units that have a value.
+        finished: of those whose enrolment block is closed.
+        late: values that changed after that.
+        values, finished_values: the values of the same units of a quantile metric, by variant, in
+            bins; empty of other metrics, and once traffic was reallocated.
+        backfill: the share of the enrolled units that have a value, where the metric is new to the
+            run and is still being computed for those who were there before; None otherwise.
+        since: the enrolment from which on units count, where raw events of earlier ones had been
+            dropped when the metric joined; None otherwise.
+    """
 
-
-class MetricCells(msgspec.Struct, frozen=True):
-    """What is known of a metric: units whose window has passed, and those still in it."""
-
-    finished: Cells
-    unfinished: Cells
-    late: int
+    everyone: Population = Population()
+    finished: Population = Population()
+    values: Mapping[str, Histogram] = {}
+    finished_values: Mapping[str, Histogram] = {}
+    late: int = 0
+    backfill: float | None = None
+    since: datetime | None = None
 
 
 class GuardView(msgspec.Struct, frozen=True):
@@ -66,8 +90,9 @@ class Facts(msgspec.Struct, frozen=True):
     watermark: datetime | None
     rolled_back: str | None
     """Why the run was rolled back, if it was."""
-    epochs: tuple[EpochUnits, ...]
-    metrics: dict[str, MetricCells]
+    enrolled: UnitSums
+    metrics: dict[str, MetricFacts]
+    """By key; a metric of the definition that is not there has no units yet."""
     guard: tuple[GuardView, ...]
 
 
@@ -96,14 +121,18 @@ class MetricComparison(msgspec.Struct, frozen=True):
 
 
 class ArmUnits(msgspec.Struct, frozen=True):
-    """How many units of a variant a metric counts, and how many of them have finished."""
+    """How many units of a variant a metric counts, and how many of them have finished; of a
+    quantile metric also the quantile of those that have a value."""
 
     units: int
     finished: int
+    quantile: Quantile | None = None
 
 
 class MetricReport(msgspec.Struct, frozen=True):
-    """A metric: its arms and its comparisons."""
+    """A metric: its arms and its comparisons. `backfill` and `since` as in `MetricFacts`;
+    `covariate` is how much time before enrolment it is adjusted by, `quantile` which one is
+    compared, each None where there is none."""
 
     key: str
     role: Role
@@ -113,6 +142,10 @@ class MetricReport(msgspec.Struct, frozen=True):
     arms: dict[str, ArmUnits]
     comparisons: tuple[MetricComparison, ...]
     late_changes: int
+    backfill: float | None
+    since: datetime | None = None
+    covariate: str | None = None
+    quantile: float | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -144,11 +177,11 @@ def make_report(facts: Facts) -> Report:
     """The report of a run."""
     definition = facts.definition
     variants = list(definition.weights)
-    ratio = check_ratio([EpochCounts(e.units, e.propensities) for e in facts.epochs])
+    ratio = check_ratio(facts.enrolled)
     metrics = _adjust(
         [_metric_report(m, facts, variants) for m in definition.metrics], definition.analysis
     )
-    units = {v: sum(e.units.get(v, 0) for e in facts.epochs) for v in variants}
+    units = {variant: ratio.observed.get(variant, 0) for variant in variants}
     return Report(
         project=facts.project,
         experiment=facts.key,
@@ -164,8 +197,8 @@ def make_report(facts: Facts) -> Report:
         started_at=facts.started_at,
         data_until=facts.watermark,
         units=units,
-        several_variants=sum(sum(e.several.values()) for e in facts.epochs),
-        epochs=len(facts.epochs),
+        several_variants=_several(facts),
+        epochs=facts.enrolled.epochs,
         sample_ratio=ratio,
         metrics=metrics,
         guard=facts.guard,
@@ -173,68 +206,97 @@ def make_report(facts: Facts) -> Report:
     )
 
 
-def strata(cells: Cells, control: str, treatment: str) -> list[Stratum]:
-    """A comparison's strata: one an epoch, weighted by the units of all variants."""
-    units: Counter[int] = Counter()
-    for (epoch, _), moments in cells.items():
-        units[epoch] += moments.n
-    return [
-        Stratum(
-            epoch=epoch,
-            control=cells.get((epoch, control), EMPTY),
-            treatment=cells.get((epoch, treatment), EMPTY),
-            units=units[epoch],
-        )
-        for epoch in sorted(units)
-    ]
-
-
-def together(finished: Cells, unfinished: Cells) -> dict[tuple[int, str], Moments]:
-    """All units, whether their window has passed or not."""
-    cells = dict(finished)
-    for key, moments in unfinished.items():
-        cells[key] = merge(cells.get(key, EMPTY), moments)
-    return cells
-
-
 def _metric_report(metric: Metric, facts: Facts, variants: Sequence[str]) -> MetricReport:
-    kind = run_metric(metric).kind
-    known = facts.metrics.get(metric.key, MetricCells({}, {}, 0))
-    everyone = together(known.finished, known.unfinished)
-    plan, control = facts.definition.analysis, facts.definition.control.key
-    comparisons = []
-    for treatment in variants:
-        if treatment == control:
-            continue
-        fixed = compare(strata(everyone, control, treatment), kind, plan.alpha)
-        closed = strata(known.finished, control, treatment)
-        finished = compare(closed, kind, plan.alpha)
-        reading = always_valid(
-            finished.difference,
-            cautious_std_error(closed, kind),
-            finished.n_control,
-            finished.n_treatment,
-            plan.alpha,
-            plan.units or DECISION_N,
-        )
-        continuous = Continuous(
-            finished.n_control, finished.n_treatment, finished.difference, reading
-        )
-        comparisons.append(MetricComparison(treatment, fixed, None, continuous))
+    known = facts.metrics.get(metric.key, MetricFacts())
+    control = facts.definition.control.key
+    level = metric.quantile if isinstance(metric, QuantileMetric) else None
+    quantiles: dict[str, Quantile] = {}
+    if level is not None and not facts.enrolled.reallocated:
+        alpha = facts.definition.analysis.alpha
+        quantiles = {v: quantile(known.values.get(v, ()), level, alpha) for v in variants}
     return MetricReport(
         key=metric.key,
         role=metric.role,
-        kind=kind,
+        kind=run_metric(metric).kind,
         goal=metric.goal,
         window=metric.window,
-        arms={v: ArmUnits(_units(everyone, v), _units(known.finished, v)) for v in variants},
-        comparisons=tuple(comparisons),
+        arms={
+            v: ArmUnits(
+                known.everyone.units.get(v, 0), known.finished.units.get(v, 0), quantiles.get(v)
+            )
+            for v in variants
+        },
+        comparisons=tuple(
+            _comparison(metric, facts, known, treatment)
+            for treatment in variants
+            if treatment != control
+        ),
         late_changes=known.late,
+        backfill=known.backfill,
+        since=known.since,
+        covariate=metric.covariate if isinstance(metric, MeanMetric | RatioMetric) else None,
+        quantile=level,
     )
 
 
-def _units(cells: Cells, variant: str) -> int:
-    return sum(moments.n for (_, v), moments in cells.items() if v == variant)
+def _comparison(
+    metric: Metric, facts: Facts, known: MetricFacts, treatment: str
+) -> MetricComparison:
+    plan, control = facts.definition.analysis, facts.definition.control.key
+    everyone = known.everyone.contrasts.get(treatment, EpochSums())
+    closed = known.finished.contrasts.get(treatment, EpochSums())
+    if isinstance(metric, QuantileMetric):
+        if facts.enrolled.reallocated:
+            return _not_comparable(everyone, closed, control, treatment, plan)
+        epochs, level = facts.enrolled.epochs, metric.quantile
+        values, done = (
+            (found.get(control, ()), found.get(treatment, ()))
+            for found in (known.values, known.finished_values)
+        )
+        fixed = compare_quantiles(*values, level, epochs, plan.alpha)
+        finished = compare_quantiles(*done, level, epochs, plan.alpha)
+        std_error = cautious_quantile_error(*done, level, plan.alpha)
+    else:
+        kind = run_metric(metric).kind
+        fixed = compare(everyone, control, treatment, kind, plan.alpha)
+        finished = compare(closed, control, treatment, kind, plan.alpha)
+        std_error = cautious_std_error(closed, control, treatment, kind)
+    reading = always_valid(
+        finished.difference,
+        std_error,
+        finished.n_control,
+        finished.n_treatment,
+        plan.alpha,
+        plan.units or DECISION_N,
+    )
+    continuous = Continuous(finished.n_control, finished.n_treatment, finished.difference, reading)
+    return MetricComparison(treatment, fixed, None, continuous)
+
+
+def _not_comparable(
+    everyone: EpochSums, finished: EpochSums, control: str, treatment: str, plan: AnalysisPlan
+) -> MetricComparison:
+    """Quantiles after a reallocation: how many units there are, and nothing else."""
+    n, done = (
+        [sums.arms[v].n if v in sums.arms else 0 for v in (control, treatment)]
+        for sums in (everyone, finished)
+    )
+    fixed = Comparison(
+        n_control=n[0],
+        n_treatment=n[1],
+        epochs_used=0,
+        epochs_left_out=everyone.epochs + everyone.epochs_left_out,
+        units_left_out=sum(n) + everyone.units_left_out,
+        alpha=plan.alpha,
+        notes=("reallocated",),
+    )
+    return MetricComparison(
+        treatment, fixed, None, Continuous(done[0], done[1], None, AlwaysValid(valid=False))
+    )
+
+
+def _several(facts: Facts) -> int:
+    return sum(variant.several for variant in facts.enrolled.variants.values())
 
 
 def _adjust(metrics: Sequence[MetricReport], plan: AnalysisPlan) -> tuple[MetricReport, ...]:
@@ -325,6 +387,12 @@ def _supported(
         )
     if not any(metric.role == "primary" for metric in metrics):
         return "The plan names no primary metric, so it supports no conclusion."
+    lost = [m.key for m in metrics if m.role == "primary" and m.kind == "quantile"]
+    if lost and facts.enrolled.reallocated:
+        return (
+            f"The plan cannot be followed: traffic was reallocated, and {', '.join(lost)} cannot "
+            "be compared after that."
+        )
     return _too_early(facts, metrics) or _verdict(findings(metrics, plan), metrics, plan)
 
 
@@ -392,10 +460,32 @@ def _verdict(found: Sequence[Finding], metrics: Sequence[MetricReport], plan: An
     return f"No winner: no difference on a primary metric is significant by the plan.{aside}"
 
 
+def _notes_on_kinds(facts: Facts, metrics: Sequence[MetricReport]) -> list[str]:
+    """What is to be known of metrics of other kinds than a proportion or a plain mean."""
+    notes = []
+    linear = [m.key for m in metrics if m.kind == "ratio" or m.covariate is not None]
+    if linear:
+        notes.append(
+            "Intervals of ratios and of means with a covariate are for large samples: the any-time "
+            f"reading of them holds asymptotically ({', '.join(linear)})."
+        )
+    quantiles = [m.key for m in metrics if m.kind == "quantile"]
+    if quantiles and facts.enrolled.reallocated:
+        notes.append(
+            f"Quantiles are not available after a reallocation ({', '.join(quantiles)}): they "
+            "would pool units over epochs of other propensities."
+        )
+    elif quantiles:
+        notes.append(
+            f"Quantiles are of the units that have a value, known to {100 * ACCURACY:g} % of "
+            f"itself; their intervals are for large samples ({', '.join(quantiles)})."
+        )
+    return notes
+
+
 def _notes(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
     notes = []
-    first = facts.epochs[0].propensities if facts.epochs else {}
-    reallocated = any(epoch.propensities != first for epoch in facts.epochs)
+    reallocated = facts.enrolled.reallocated
     if reallocated:
         notes.append(
             "Traffic was reallocated: differences are taken within epochs and weighted by their "
@@ -406,6 +496,7 @@ def _notes(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
             "Weights followed the data: the effect is that of a unit's first assignment, and "
             "intervals are approximate where an epoch has few units of a variant."
         )
+    notes += _notes_on_kinds(facts, metrics)
     waiting = {m.key: sum(arm.units - arm.finished for arm in m.arms.values()) for m in metrics}
     if any(waiting.values()):
         named = ", ".join(f"{count} of {key}" for key, count in waiting.items() if count)
@@ -413,7 +504,19 @@ def _notes(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
             "The fixed reading counts units that are still within their window by what came of "
             f"them so far ({named}); the continuous one waits for them."
         )
-    several = sum(sum(e.several.values()) for e in facts.epochs)
+    notes += [
+        f"{m.key} is still being computed for units that were there before it: "
+        f"{100 * m.backfill:.0f} % of the units are in its numbers."
+        for m in metrics
+        if m.backfill is not None
+    ]
+    notes += [
+        f"{m.key} counts the units enrolled since {m.since:%Y-%m-%d %H:%M} UTC: raw events from "
+        "before that were dropped when it joined."
+        for m in metrics
+        if m.since is not None
+    ]
+    several = _several(facts)
     if several:
         notes.append(
             f"{several} units met more than one variant; each counts by its first exposure."

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.estimate import epoch_weights
+from analysis.epoch_sums import ArmSums, EpochSums
+from analysis.exact import quotient
 from analysis.kinds import Goal, Kind
-from analysis.moments import Moments, conversions, merge_all
 from analysis.variance import weighted_mean_variance
 
 Array = NDArray[np.float64]
@@ -41,9 +41,7 @@ class ArmPosterior(msgspec.Struct, frozen=True):
     beta: tuple[float, float] | None = None
 
 
-def posterior(
-    arms: Mapping[str, Mapping[int, Moments]], kind: Kind, warmup: int = 100
-) -> dict[str, ArmPosterior] | None:
+def posterior(sums: EpochSums, kind: Kind, warmup: int = 100) -> dict[str, ArmPosterior] | None:
     """The posteriors of the arms' means, by variant.
 
     One epoch, proportions: Beta(1 + conversions, 1 + others). Otherwise normal around the arm's
@@ -56,25 +54,22 @@ def posterior(
     Source: Thompson (1933); Chapelle, Li (2011), "An empirical evaluation of Thompson sampling".
 
     Arguments:
-        arms: moments by variant and epoch; the caller gives closed blocks only.
+        sums: over the epochs, of all arms, of one number a unit; the caller gives closed blocks
+            only.
         kind: proportion or mean.
         warmup: units that every arm needs (in epochs that all arms share).
 
     Returns:
-        None, no decision, while an arm has fewer units than `warmup` or no variance.
+        By the arms' keys in their order; None, no decision, while an arm has fewer units than
+        `warmup` or no variance.
     """
-    epochs = sorted({epoch for cells in arms.values() for epoch, c in cells.items() if c.n > 0})
-    common = [epoch for epoch in epochs if all(_units(cells, epoch) > 0 for cells in arms.values())]
-    if not common or any(
-        sum(cells[epoch].n for epoch in common) < warmup for cells in arms.values()
-    ):
+    if sums.epochs == 0 or any(arm.n < warmup for arm in sums.arms.values()):
         return None
-    if kind == "proportion" and len(epochs) == 1:
-        return {variant: _beta(cells[epochs[0]]) for variant, cells in arms.items()}
-    weights = epoch_weights([sum(cells[e].n for cells in arms.values()) for e in common])
+    if kind == "proportion" and sums.epochs + sums.epochs_left_out == 1:
+        return {variant: _beta(arm) for variant, arm in sorted(sums.arms.items())}
     result = {}
-    for variant, cells in arms.items():
-        arm = _normal([cells[epoch] for epoch in common], weights, kind)
+    for variant in sorted(sums.arms):
+        arm = _normal(sums, variant, kind)
         if arm is None:
             return None
         result[variant] = arm
@@ -147,28 +142,23 @@ def next_weights(
     return weights
 
 
-def _units(cells: Mapping[int, Moments], epoch: int) -> int:
-    return cells[epoch].n if epoch in cells else 0
-
-
-def _beta(cell: Moments) -> ArmPosterior:
-    converted = conversions(cell)
-    a, b = 1.0 + converted, 1.0 + cell.n - converted
+def _beta(arm: ArmSums) -> ArmPosterior:
+    a, b = 1.0 + arm.converted, 1.0 + arm.n - arm.converted
     mean, sd = float(stats.beta.mean(a, b)), float(stats.beta.std(a, b))
-    return ArmPosterior(n=cell.n, mean=mean, sd=sd, beta=(a, b))
+    return ArmPosterior(n=arm.n, mean=mean, sd=sd, beta=(a, b))
 
 
-def _normal(cells: Sequence[Moments], weights: Sequence[float], kind: Kind) -> ArmPosterior | None:
-    total = merge_all(cells)
+def _normal(sums: EpochSums, variant: str, kind: Kind) -> ArmPosterior | None:
+    arm = sums.arms[variant]
     prior = None
     if kind == "proportion":
-        rate = (conversions(total) + 1.0) / (total.n + 2.0)
+        rate = (arm.converted + 1.0) / (arm.n + 2.0)
         prior = rate * (1.0 - rate)
-    of_mean = weighted_mean_variance(cells, weights, kind, prior)
+    of_mean = weighted_mean_variance(sums, variant, kind, prior)
     if of_mean is None or not 0.0 < of_mean.variance < math.inf:
         return None
-    mean = math.fsum(w * cell.mean[0] for w, cell in zip(weights, cells, strict=True))
-    return ArmPosterior(n=total.n, mean=mean, sd=math.sqrt(of_mean.variance))
+    mean = quotient(arm.mean[0], sums.weight)
+    return ArmPosterior(n=arm.n, mean=mean, sd=math.sqrt(of_mean.variance))
 
 
 def _grid(arms: Sequence[ArmPosterior]) -> tuple[Array, Array]:

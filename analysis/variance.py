@@ -6,15 +6,15 @@ to 50 % at .05 it halves the standard error (32 % false positives at a nominal 5
 keeps its own variance, shrunk towards the arm's pooled one with the weight of `PRIOR_UNITS` units.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping
 
 import msgspec
 
+from analysis.epoch_sums import PRIOR_UNITS, ArmSums, EpochSums
+from analysis.exact import quotient
 from analysis.kinds import Kind
-from analysis.moments import Moments
-
-PRIOR_UNITS = 5.0
-"""Weight of the pooled variance, in units: of 5, 10 and 20 the best coverage in simulations."""
+from analysis.linear import ITSELF, Weights, quadratic
 
 CAUTIOUS_UNITS = 1000.0
 """Weight of the larger of two arms' variances in a reading that may be acted on at any time."""
@@ -25,80 +25,68 @@ class ArmVariance(msgspec.Struct, frozen=True):
 
     Arguments:
         variance: Σ_e w_e² s_e²/n_e, in the metric's unit squared.
-        df: Satterthwaite's degrees of freedom of that variance.
+        df: Satterthwaite's degrees of freedom of that variance; None for a form of several numbers,
+            which is itself an estimate, so that what is made of it holds for large samples only.
         pooled: the arm's variance of one unit, pooled within epochs.
     """
 
     variance: float
-    df: float
+    df: float | None
     pooled: float
 
 
-def spread(cell: Moments, kind: Kind) -> float:
-    """Σ (x - mean)²; for a proportion n p(1-p), which carries no rounding of merges."""
-    if kind == "proportion":
-        # A merged mean may miss 0 or 1 by a rounding, and a spread is never negative.
-        return max(0.0, cell.n * cell.mean[0] * (1.0 - cell.mean[0]))
-    return cell.m2[0]
+def degrees(arm: ArmSums, epochs: int, kind: Kind) -> int:
+    """Degrees of freedom of an arm's pooled variance: the sum of those of its epochs.
 
-
-def degrees(cells: Sequence[Moments], kind: Kind) -> tuple[int, ...]:
-    """Degrees of freedom of each epoch's own variance.
-
-    n for a proportion in one epoch (Wald's p(1-p), as statsmodels has it), n - 1 otherwise: over
-    many small epochs the loss of one degree in each is no longer negligible.
+    n for a proportion in one epoch (Wald's p(1-p), as statsmodels has it), n - 1 in each epoch
+    otherwise: over many small epochs the loss of one degree in each is no longer negligible.
     """
-    ddof = 0 if kind == "proportion" and len(cells) == 1 else 1
-    return tuple(cell.n - ddof for cell in cells)
+    return arm.n if kind == "proportion" and epochs == 1 else arm.n - epochs
 
 
 def weighted_mean_variance(
-    cells: Sequence[Moments], weights: Sequence[float], kind: Kind, prior: float | None = None
+    sums: EpochSums,
+    variant: str,
+    kind: Kind,
+    prior: float | None = None,
+    form: Weights = ITSELF,
 ) -> ArmVariance | None:
-    """Variance of Σ w_e mean_e over the epochs of one arm.
+    """Variance of Σ w_e mean_e over the epochs of one arm, the mean being that of a linear form of
+    each unit's numbers.
 
     With s_e² = (M2_e + κ s²)/(df_e + κ), where s² is the pooled variance and κ = PRIOR_UNITS, the
     sum Σ w_e² s_e²/n_e is linear in the M2_e, so its degrees of freedom follow from Satterthwaite
     (1946). One epoch gives the textbook variance s²/n with its own degrees of freedom.
 
     Arguments:
-        cells: the arm's moments by epoch, each with at least one unit.
-        weights: the epochs' weights w_e, summing to 1.
-        kind: proportion or mean.
+        sums: over the epochs, at least one, in all of which the arm has units.
+        variant: the arm's key.
+        kind: of the metric.
         prior: the variance to shrink towards; the arm's pooled one when None.
+        form: the weights of the form.
 
     Returns:
         None where no epoch has a degree of freedom.
     """
-    own = degrees(cells, kind)
-    total = sum(own)
+    arm = sums.arms[variant]
+    total = degrees(arm, sums.epochs, kind)
     if total <= 0:
         return None
-    spreads = [spread(cell, kind) for cell in cells]
-    pooled = sum(spreads) / total
+    spread = quadratic(form, arm.spread)
+    pooled = quotient(spread, total)
+    single = len(form) == 1
+    if sums.epochs == 1:
+        own = pooled if prior is None else _shrunk(quotient(spread), total, prior)
+        df = float(total) if single else None
+        return ArmVariance(variance=own / arm.n, df=df, pooled=pooled)
     target = pooled if prior is None else prior
-    scale = [w * w / cell.n for w, cell in zip(weights, cells, strict=True)]
-    if len(cells) == 1 and prior is None:
-        return ArmVariance(variance=scale[0] * pooled, df=float(total), pooled=pooled)
-    shrunk = [
-        (m2 + PRIOR_UNITS * target) / (df + PRIOR_UNITS)
-        for m2, df in zip(spreads, own, strict=True)
-    ]
-    variance = sum(f * s2 for f, s2 in zip(scale, shrunk, strict=True))
-    lent = sum(PRIOR_UNITS * f / (df + PRIOR_UNITS) for f, df in zip(scale, own, strict=True))
-    if variance <= 0.0:
-        return ArmVariance(variance=0.0, df=float(total), pooled=pooled)
-    shares = (
-        (f / (df + PRIOR_UNITS) + lent / total) * (s2 / variance)
-        for f, s2, df in zip(scale, shrunk, own, strict=True)
-    )
-    inverse_df = sum(share * share * df for share, df in zip(shares, own, strict=True))
-    return ArmVariance(variance=variance, df=1.0 / inverse_df, pooled=pooled)
+    square = sums.weight**2
+    variance = quotient(quadratic(form, arm.own), square) + target * quotient(arm.lent, square)
+    df = _satterthwaite(arm, sums.weight, total, target, variance) if single else None
+    return ArmVariance(variance=variance, df=df, pooled=pooled)
 
 
-def cautious_variance(
-    control: Sequence[Moments], treatment: Sequence[Moments], weights: Sequence[float], kind: Kind
-) -> float | None:
+def cautious_variance(sums: EpochSums, forms: Mapping[str, Weights], kind: Kind) -> float | None:
     """Variance of Σ w_e (mean_1e - mean_0e), for arms that may have seen too few rare values.
 
     An arm at 5 % of the traffic that has not converted yet shows no variance, so that chance looks
@@ -108,20 +96,55 @@ def cautious_variance(
     conservative early and vanishes as units come in.
 
     Arguments:
-        control, treatment: moments of the arms by epoch, each with at least one unit.
-        weights: the epochs' weights w_e, summing to 1.
-        kind: proportion or mean.
+        sums: over the epochs, at least one, in which both arms have units.
+        forms: the weights of each arm's form, by its key.
+        kind: of the metric.
 
     Returns:
         None where an arm has no variance.
     """
-    arms = [(cells, weighted_mean_variance(cells, weights, kind)) for cells in (control, treatment)]
-    larger = max(own.pooled if own is not None else 0.0 for _, own in arms)
+    variances = {
+        key: weighted_mean_variance(sums, key, kind, form=form) for key, form in forms.items()
+    }
+    larger = max(own.pooled if own is not None else 0.0 for own in variances.values())
     variance = 0.0
-    for cells, own in arms:
+    for key, own in variances.items():
         if own is None:
             return None
-        lent = CAUTIOUS_UNITS / (sum(degrees(cells, kind)) + CAUTIOUS_UNITS)
-        scale = sum(w * w / cell.n for w, cell in zip(weights, cells, strict=True))
-        variance += own.variance + lent * scale * (larger - own.pooled)
+        arm = sums.arms[key]
+        weight = CAUTIOUS_UNITS / (degrees(arm, sums.epochs, kind) + CAUTIOUS_UNITS)
+        scale = quotient(arm.scale, sums.weight**2)
+        variance += own.variance + weight * scale * (larger - own.pooled)
     return variance
+
+
+def _shrunk(spread: float, df: int, prior: float) -> float:
+    """The variance of one unit, shrunk towards the prior one."""
+    return (spread + PRIOR_UNITS * prior) / (df + PRIOR_UNITS)
+
+
+def _satterthwaite(arm: ArmSums, weight: int, total: int, target: float, variance: float) -> float:
+    """Degrees of freedom of V = Σ f (c + d t), in the words of `ArmSums`, t being the target.
+
+    An epoch's M2 comes into V with the factor a and, by way of the pooled variance, with
+    b = Σ f d / Σ df, and is worth df degrees, so that
+    1/df(V) = Σ df (a + b)² (c + d t)² / V². The squares multiplied out leave nine sums of terms
+    that know neither b nor t nor V. Source: Satterthwaite (1946), "An approximate distribution of
+    estimates of variance components".
+
+    Where there is no variance, or its square is too small for a float, all degrees count.
+    """
+    t = target
+    b = quotient(arm.lent, weight**2 * total)
+    with_aa, with_a, without = (
+        quotient(cc, scale) + 2.0 * t * quotient(cd, scale) + t * t * quotient(dd, scale)
+        for cc, cd, dd, scale in (
+            (arm.aacc, arm.aacd, arm.aadd, weight**4),
+            (arm.acc, arm.acd, arm.add, weight**2),
+            (arm.cc, arm.cd, arm.dd, 1),
+        )
+    )
+    squares = with_aa + 2.0 * b * with_a + b * b * without
+    if min(variance * variance, squares) < sys.float_info.min:
+        return float(total)
+    return variance * variance / squares

@@ -13,6 +13,9 @@ from msgspec import Meta
 SLOTS = 10_000
 """Equal shares of the hash space of an experiment (DESIGN 5)."""
 
+LARGEST_VALUE = 1e30
+"""The largest value of an outcome, either way: what is made of many of them stays finite."""
+
 Key: TypeAlias = Annotated[
     str,
     Meta(
@@ -119,7 +122,13 @@ class ProportionMetric(_Metric, frozen=True, kw_only=True, tag="proportion"):
 
 
 class MeanMetric(_Metric, frozen=True, kw_only=True, tag="mean"):
-    """The mean over units of a per-unit aggregate of `event`; a unit without outcomes counts 0."""
+    """The mean over units of a per-unit aggregate of `event`: the `sum`, the number (`count`), the
+    `mean` or the `max` of its values in the window, or the `last` of them. A unit without outcomes
+    counts 0, and none counts more than `cap`.
+
+    With a `covariate` the mean is adjusted by the same aggregate of so much time before a unit's
+    enrolment, which makes its variance smaller and leaves the difference unbiased (CUPED).
+    """
 
     event: EventName
     aggregate: Literal["sum", "count", "mean", "max", "last"] = "sum"
@@ -128,7 +137,11 @@ class MeanMetric(_Metric, frozen=True, kw_only=True, tag="mean"):
 
 
 class RatioMetric(_Metric, frozen=True, kw_only=True, tag="ratio"):
-    """Sum of one event over sum of another, the units being those that are randomised."""
+    """Sum of one event over sum of another, the units being those that are randomised.
+
+    An outcome counts with its value, and one without a value as 1: errors per request, revenue per
+    order. `covariate` as for a mean.
+    """
 
     numerator: EventName
     denominator: EventName
@@ -136,7 +149,8 @@ class RatioMetric(_Metric, frozen=True, kw_only=True, tag="ratio"):
 
 
 class QuantileMetric(_Metric, frozen=True, kw_only=True, tag="quantile"):
-    """A quantile over units of the per-unit value of `event`."""
+    """A quantile over units of the per-unit value of `event`: the mean of the unit's values in the
+    window. Units without a value have none, and are left out."""
 
     event: EventName
     quantile: Probability

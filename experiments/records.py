@@ -8,6 +8,7 @@ import msgspec
 from experiments.allocation import Allocation
 from experiments.keys import ApiKey
 from experiments.model import Experiment, State, Stickiness
+from experiments.units import UnitKey
 
 
 class ExperimentRecord(msgspec.Struct, frozen=True):
@@ -65,13 +66,16 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Publication(msgspec.Struct, frozen=True):
-    """All that a router needs to know of a project, at one version."""
+    """All that a router needs to know of a project, at one version. `unit_key` is what its units
+    are hashed with, None where they are stored as they are; `erasures` is how many there were."""
 
     project: str
     version: int
     default_unit_type: str
     keys: tuple[ApiKey, ...]
     experiments: tuple[Live, ...]
+    unit_key: UnitKey | None
+    erasures: int
 
 
 class Decision(msgspec.Struct, frozen=True):

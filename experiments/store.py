@@ -12,6 +12,7 @@ from experiments.allocation import Allocation
 from experiments.keys import ApiKey
 from experiments.model import Experiment, State
 from experiments.records import Decision, Epoch, ExperimentRecord, Live, Publication, Revision
+from experiments.units import UnitKey
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Pool: TypeAlias = "asyncpg.Pool[Any]"
@@ -137,11 +138,19 @@ async def insert_experiment(
     return None if row is None else _experiment(row)
 
 
+async def get_definition(connection: Connection, experiment: int) -> Experiment:
+    """The definition of an experiment that there is, by its id."""
+    text = await connection.fetchval("select definition from experiment where id = $1", experiment)
+    return msgspec.json.decode(text, type=Experiment)
+
+
 async def get_experiment(
     connection: Connection, project: str, key: str, *, lock: bool = False
 ) -> ExperimentRecord | None:
     """The experiment of this key, locked until the transaction ends where `lock` says so."""
-    query = _EXPERIMENT + " where project = $1 and key = $2" + (" for update" if lock else "")
+    # The weaker lock lets others refer to the row, which folding does while it holds its runs.
+    locked = " for no key update" if lock else ""
+    query = _EXPERIMENT + " where project = $1 and key = $2" + locked
     row = await connection.fetchrow(query, project, key)
     return None if row is None else _experiment(row)
 
@@ -290,6 +299,23 @@ async def get_epoch(connection: Connection, experiment: int, number: int) -> Epo
     return _epoch(row)
 
 
+async def get_allocations(
+    connection: Connection, epochs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], Allocation]:
+    """The allocations of epochs, by experiment and number."""
+    rows = await connection.fetch(
+        """select experiment, number, allocation
+           from epoch join unnest($1::bigint[], $2::int[]) as wanted (experiment, number)
+           using (experiment, number)""",
+        [experiment for experiment, _ in epochs],
+        [number for _, number in epochs],
+    )
+    return {
+        (row["experiment"], row["number"]): msgspec.json.decode(row["allocation"], type=Allocation)
+        for row in rows
+    }
+
+
 async def list_epochs(
     connection: Connection, experiment: int, limit: int, after: int | None
 ) -> list[Epoch]:
@@ -383,7 +409,10 @@ async def load_publication(connection: Connection, project: str) -> Publication 
     is not part of it."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(
-            "select version, default_unit_type from project where key = $1", project
+            """select version, default_unit_type, erasures,
+                      case when units = 'hashed' then unit_key end as unit_key
+               from project where key = $1""",
+            project,
         )
         if row is None:
             return None
@@ -405,4 +434,6 @@ async def load_publication(connection: Connection, project: str) -> Publication 
             default_unit_type=row["default_unit_type"],
             keys=await live_keys(connection, project),
             experiments=tuple(Live(_experiment(r), _epoch(r, "e_")) for r in rows),
+            unit_key=None if row["unit_key"] is None else UnitKey(row["unit_key"]),
+            erasures=row["erasures"],
         )

@@ -21,7 +21,8 @@ from experiments.doors import (
 )
 from experiments.model import Key
 from experiments.problems import FieldProblem, ProblemError, invalid
-from router.assign import Assignment, Why, assign, attribute_problems, exposure, unit_problem
+from experiments.units import unit_problem
+from router.assign import Assignment, Why, assign, attribute_problems, exposure
 from router.metrics import RouterMetrics
 from router.outcomes import Context, ItemError, OutcomeItem, read_batch
 from router.recording import Recorder
@@ -52,7 +53,7 @@ class DataPlane(msgspec.Struct, frozen=True):
         recorded = False
         if answer.enrolled and expose:
             record = exposure(entry, answer.arm, unit, attributes, self.clock())
-            recorded = await self.recorder.expose(record, entry.key)
+            recorded = await self.recorder.expose(record, entry.key, entry.erasures)
         self.metrics.assignments.labels(
             entry.project, entry.key, answer.arm.key, answer.reason
         ).inc()
@@ -274,9 +275,11 @@ async def record_outcomes(request: Request[Any, Any, Any], plane: Data) -> Respo
         recorded_attributes=project.recorded_attributes,
         now=plane.clock(),
         idempotency_key=request.headers.get("idempotency-key") or None,
+        unit_key=project.unit_key,
     )
-    batch = read_batch(body, request.headers.get("content-type", ""), context)
-    receipt = await plane.recorder.accept(principal.project, batch)
+    batch = await read_batch(body, request.headers.get("content-type", ""), context)
+    # Reading took many turns of the event loop, and the batch is stamped in that of its recording.
+    receipt = await plane.recorder.accept(principal.project, batch, plane.clock())
     answer = OutcomesAnswer(receipt.accepted, receipt.duplicates, batch.errors)
     return Response(msgspec.json.encode(answer), media_type=MediaType.JSON)
 

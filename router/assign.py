@@ -1,18 +1,14 @@
 """Assignment: a pure function of snapshot, experiment and unit (DESIGN 5)."""
 
-import hashlib
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
-from uuid import UUID
 
 import msgspec
 
 from experiments.json_data import clean
 from experiments.problems import FieldProblem
-from router.records import ExposureRecord
+from router.records import ExposureRecord, exposure_id
 from router.snapshot import NOBODY, Arm, Entry
-
-MAX_UNIT_BYTES = 256
 
 Why: TypeAlias = Literal["split", "not_enrolled", "paused", "concluded", "rolled_back"]
 """Why a unit gets its variant: by its slot; or the default answer, because its slot is nobody's or
@@ -53,19 +49,25 @@ def assign(entry: Entry, unit: str) -> Assignment:
 def exposure(
     entry: Entry, arm: Arm, unit: str, attributes: dict[str, Any] | None, at: datetime
 ) -> ExposureRecord:
-    """The record of a unit meeting an arm, with the attributes that the experiment keeps."""
+    """The record of a unit meeting an arm, with the attributes that the experiment keeps.
+
+    It names the unit as the project stores it, and is known by that alone.
+    """
+    key = entry.unit_key
+    stored = unit if key is None else key.hashed(entry.unit_type, unit)
     return ExposureRecord(
-        id=exposure_id(entry, arm, unit),
+        id=exposure_id(entry.experiment, entry.run, entry.epoch, arm.key, stored),
         project=entry.project,
         experiment=entry.experiment,
         run=entry.run,
         epoch=entry.epoch,
         variant=arm.key,
         unit_type=entry.unit_type,
-        unit=unit,
+        unit=stored,
         at=at,
         received_at=at,
         attributes=_kept(entry, attributes) or None,
+        hashed=key is not None,
     )
 
 
@@ -80,19 +82,3 @@ def _kept(entry: Entry, attributes: dict[str, Any] | None) -> dict[str, Any]:
     if not attributes:
         return {}
     return {name: attributes[name] for name in entry.recorded_attributes if name in attributes}
-
-
-def exposure_id(entry: Entry, arm: Arm, unit: str) -> UUID:
-    """The same for every repeat of an exposure, on any router."""
-    name = f"{entry.experiment}\0{entry.run}\0{entry.epoch}\0{arm.key}\0{unit}"
-    return UUID(bytes=hashlib.blake2b(name.encode(), digest_size=16).digest())
-
-
-def unit_problem(unit: str) -> str | None:
-    """What is wrong with the id of a unit, or None."""
-    size = len(unit.encode("utf-8", "surrogatepass"))
-    if not 1 <= size <= MAX_UNIT_BYTES:
-        return f"must have 1 to {MAX_UNIT_BYTES} bytes of UTF-8, has {size}"
-    if "\0" in unit:
-        return "must not contain U+0000"
-    return None

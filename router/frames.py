@@ -74,10 +74,10 @@ def scan(data: bytes) -> Scan:
     damaged = [] if data.startswith(_MAGIC) else [(0, HEADER_SIZE)]
     at = HEADER_SIZE
     while at < len(data):
-        end = _whole(data, at)
-        if end is not None:
-            payloads.append(data[at + _FRAME.size : end])
-            at = end
+        payload = _payload(data, at)
+        if payload is not None:
+            payloads.append(payload)
+            at += _FRAME.size + len(payload)
             continue
         following = _resume(data, at)
         if following is None:
@@ -87,16 +87,16 @@ def scan(data: bytes) -> Scan:
     return Scan(payloads, damaged, at)
 
 
-def _whole(data: bytes, at: int) -> int | None:
-    """Where the frame that begins here ends, if it holds."""
+def _payload(data: bytes, at: int) -> bytes | None:
+    """The payload of the frame that begins here, if it holds."""
     start = at + _FRAME.size
     if start > len(data):
         return None
     length, checksum = _FRAME.unpack_from(data, at)
     if not 0 < length <= min(MAX_PAYLOAD, len(data) - start):
         return None
-    end: int = start + length
-    return end if zlib.crc32(memoryview(data)[start:end], length) == checksum else None
+    payload = data[start : start + length]
+    return payload if zlib.crc32(payload, length) == checksum else None
 
 
 def _resume(data: bytes, at: int) -> int | None:
@@ -105,6 +105,6 @@ def _resume(data: bytes, at: int) -> int | None:
         # Most likely the length is right, and something behind it is not.
         length, _ = _FRAME.unpack_from(data, at)
         end: int = at + _FRAME.size + length
-        if end == len(data) or _whole(data, end) is not None:
+        if end == len(data) or _payload(data, end) is not None:
             return end
-    return next((n for n in range(at + 1, len(data)) if _whole(data, n) is not None), None)
+    return next((n for n in range(at + 1, len(data)) if _payload(data, n) is not None), None)

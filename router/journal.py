@@ -1,5 +1,8 @@
 """The journal: what a router has acknowledged, on its own disk, until Postgres has it.
 
+A process opens a journal of its own, in a new folder. It adopts those that dead ones left, to ship
+them; `segments` says why it does not append to them.
+
 Group commit: one thread writes and syncs; whatever arrives while it does is written together by the
 next. The event loop owns all state but the files, and never waits for the disk.
 """
@@ -13,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, TypedDict, Unpack
 from uuid import UUID, uuid4
 
 import msgspec
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 Durability: TypeAlias = Literal["synced", "written"]
 
 _MIB = 1024 * 1024
+_ATTEMPTS = 5
 
 
 class JournalFullError(JournalError):
@@ -76,6 +80,14 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 DEFAULT_LIMITS = Limits()
+
+
+class Options(TypedDict, total=False):
+    """What may be said of a new journal: see `Journal.open`."""
+
+    durability: Durability
+    limits: Limits
+    beside: Callable[[], int]
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -106,18 +118,21 @@ class Journal:
         thread: ThreadPoolExecutor,
         clock: Callable[[], datetime],
         limits: Limits,
+        beside: Callable[[], int],
     ) -> None:
-        """Use `open`."""
+        """Use `open`, `begin` or `adopt`."""
         self._files = files
         self._thread = thread
         self._clock = clock
         self._limits = limits
+        self._beside = beside
         self._sealed = {segment.number: segment for segment in files.take_sealed()}
         self._sealed_bytes = sum(segment.size for segment in self._sealed.values())
         self._active_bytes = files.size
         self._active_begun_at = files.begun_at
         self._damaged = files.damaged
         self._failures = 0
+        self._refusal: str | None = None
         self._queue: deque[_Entry] = deque()
         self._waiting_bytes = 0
         self._busy = False
@@ -133,26 +148,75 @@ class Journal:
         *,
         durability: Durability = "synced",
         limits: Limits = DEFAULT_LIMITS,
+        beside: Callable[[], int] = int,
         new_id: Callable[[], UUID] = uuid4,
         disk: Disk = OS_DISK,
     ) -> Self:
-        """Take the folder, making it if need be, and recover what the last process left there.
+        """Make a journal in a new folder.
+
+        Args:
+            beside: the bytes of other journals that wait on the same disk; they count as this
+                one's do towards the limit of what is not shipped.
 
         Raises:
-            JournalLockedError: if another process holds the folder.
-            JournalError: if the folder is not a journal's.
+            JournalLockedError: if another process came in between.
+            JournalError: if the folder is the journal of another life.
             OSError: if it cannot be used.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-        take = partial(
-            SegmentFolder, folder, synced=durability == "synced", disk=disk, new_id=new_id
+        make = partial(
+            SegmentFolder.make, folder, synced=durability == "synced", disk=disk, new_id=new_id
         )
+        return await cls._on(make, clock, limits, beside)
+
+    @classmethod
+    async def begin(
+        cls, journals: Path, clock: Callable[[], datetime], **options: Unpack[Options]
+    ) -> Self:
+        """`open` a journal in a folder that has a name of its own among others.
+
+        Raises:
+            JournalError, OSError: as `open`.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            # Who looks for orphans may take a new folder for one before its lock is taken.
+            with contextlib.suppress(JournalLockedError, FileNotFoundError):
+                return await cls.open(journals / uuid4().hex, clock, **options)
+        return await cls.open(journals / uuid4().hex, clock, **options)
+
+    @classmethod
+    async def adopt(
+        cls, folder: Path, clock: Callable[[], datetime], new_id: Callable[[], UUID] = uuid4
+    ) -> Self:
+        """Take a journal that somebody left, and recover what a crash left in it. It can be shipped
+        and takes nothing.
+
+        Raises:
+            JournalLockedError: if a process holds the folder.
+            JournalError: if it is not a journal's.
+            OSError: if it cannot be used.
+        """
+        return await cls._on(
+            partial(SegmentFolder.adopt, folder, new_id), clock, DEFAULT_LIMITS, int
+        )
+
+    @classmethod
+    async def _on(
+        cls,
+        take: Callable[[], SegmentFolder],
+        clock: Callable[[], datetime],
+        limits: Limits,
+        beside: Callable[[], int],
+    ) -> Self:
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        taking = asyncio.get_running_loop().run_in_executor(thread, take)
         try:
-            files = await asyncio.get_running_loop().run_in_executor(thread, take)
+            files = await asyncio.shield(taking)
         except BaseException:
+            # Who was cancelled leaves the thread at work, and the lock to nobody.
+            taking.add_done_callback(_let_go)
             thread.shutdown(wait=False)
             raise
-        return cls(files, thread, clock, limits)
+        return cls(files, thread, clock, limits, beside)
 
     @property
     def id(self) -> UUID:
@@ -174,7 +238,7 @@ class Journal:
     def full(self) -> bool:
         """Whether `append` refuses for want of room."""
         return (
-            self.depth >= self._limits.unshipped_bytes
+            self.depth + self._beside() >= self._limits.unshipped_bytes
             or self._waiting_bytes >= self._limits.waiting_bytes
         )
 
@@ -184,8 +248,13 @@ class Journal:
         return self._failures
 
     @property
+    def refusal(self) -> str | None:
+        """Why the disk refused, if the last that was to be written was not; None if it was."""
+        return self._refusal
+
+    @property
     def torn(self) -> int:
-        """Ends of writes that never finished, cut off at the start: 0 or 1."""
+        """Ends of writes that never finished, cut off when it was adopted: 0 or 1."""
         return self._files.torn
 
     @property
@@ -204,7 +273,7 @@ class Journal:
             ValueError: if a record cannot be written down, as with a lone surrogate in a text.
             (from the future) JournalWriteError: if the disk refused; none of them is kept.
         """
-        if self._closing:
+        if self._closing or not self._files.appends:
             raise JournalClosedError("the journal is closed")
         if self.full:
             raise JournalFullError(
@@ -255,16 +324,25 @@ class Journal:
             self._sealed_bytes -= segment.size
         await asyncio.to_thread(segment.path.unlink, missing_ok=True)
 
-    async def close(self) -> None:
-        """Write and seal what waits, end the thread and give the folder free."""
+    async def close(self, *, clear: bool = False) -> None:
+        """Write and seal what waits, end the thread and give the folder free.
+
+        Args:
+            clear: remove the folder, if all was shipped and nothing was set aside.
+        """
         if self._closing:
             return
         self._closing = True
         sealed = self._enqueue(b"", seals=True)
         try:
             await self._writer
-            with contextlib.suppress(JournalWriteError):  # it is logged; the next start recovers
+            with contextlib.suppress(JournalWriteError):  # it is logged; who adopts it recovers
                 await sealed
+            if clear:
+                with contextlib.suppress(OSError):  # an empty folder is cleared by the next look
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._thread, self._files.clear
+                    )
         finally:
             self._thread.shutdown()
             self._files.close()
@@ -309,9 +387,12 @@ class Journal:
             self._sealed_bytes += segment.size
         self._active_bytes = stored.size
         self._active_begun_at = stored.begun_at
+        if any(entry.data for entry in batch):
+            self._refusal = None
         for error in (stored.write_error, stored.seal_error):
             if error is not None:
                 self._failures += 1
+                self._refusal = str(error)
                 logger.error(
                     "journal write failed", extra={"journal": str(self.id), "error": str(error)}
                 )
@@ -338,6 +419,11 @@ class Journal:
             except Exception as error:
                 seal_error = error
         return _Stored(files.take_sealed(), files.size, files.begun_at, write_error, seal_error)
+
+
+def _let_go(taking: asyncio.Future[SegmentFolder]) -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        taking.result().close()
 
 
 def _settle(done: asyncio.Future[None], error: Exception | None) -> None:

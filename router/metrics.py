@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from experiments.doors import Clock
 from router.journal import Journal
+from router.orphans import Orphans
 from router.shipper import Shipper
 
 
@@ -37,19 +38,23 @@ class RouterMetrics:
 
 
 class JournalCollector(Collector):
-    """What the journal and its shipper know of themselves, read when Prometheus asks."""
+    """What the journal and its shipper know of themselves, read when Prometheus asks. What was
+    adopted waits for Postgres as well, so bytes and age are those of both."""
 
-    def __init__(self, journal: Journal, shipper: Shipper, clock: Clock) -> None:
+    def __init__(self, journal: Journal, shipper: Shipper, orphans: Orphans, clock: Clock) -> None:
         self._journal = journal
         self._shipper = shipper
+        self._orphans = orphans
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         now, journal, shipper = self._clock(), self._journal, self._shipper
-        oldest, through = journal.oldest_at or now, shipper.shipped_through or now
+        oldest = min(journal.oldest_at or now, self._orphans.oldest_at or now)
+        through = shipper.shipped_through or now
+        depth = journal.depth + self._orphans.depth
         for name, text, value in (
-            ("journal_bytes", "Bytes in the journal that Postgres lacks", journal.depth),
+            ("journal_bytes", "Bytes in journals that Postgres lacks", depth),
             (
                 "journal_age_seconds",
                 "Age of the oldest record that Postgres lacks",
@@ -57,12 +62,17 @@ class JournalCollector(Collector):
             ),
             ("journal_full", "1 while the journal refuses records", journal.full),
             (
+                "journal_failing",
+                "1 from a write that the disk refused to one that it takes",
+                journal.refusal is not None,
+            ),
+            (
                 "shipping_lag_seconds",
                 "Age of the time up to which all was shipped",
                 (now - through).total_seconds(),
             ),
         ):
-            yield GaugeMetricFamily(f"turnout_{name}", text, value=float(value))
+            yield _gauge(name, text, value)
         for name, text, count in (
             ("journal_failures", "Writes and syncs of the journal that failed", journal.failures),
             ("journal_torn", "Ends of unfinished writes cut off at the start", journal.torn),
@@ -73,4 +83,38 @@ class JournalCollector(Collector):
             ("shipping_failures", "Attempts to ship that failed", shipper.failures),
             ("dead_letters", "Records set aside with a reason", shipper.letters),
         ):
-            yield CounterMetricFamily(f"turnout_{name}", text, value=float(count))
+            yield _counter(name, text, count)
+
+
+class OrphanCollector(Collector):
+    """What became of the journals of dead processes, read when Prometheus asks."""
+
+    def __init__(self, orphans: Orphans) -> None:
+        self._orphans = orphans
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        orphans = self._orphans
+        for name, text, value in (
+            ("orphan_journals", "Journals of dead processes that wait", orphans.waiting),
+            ("orphan_bytes", "Bytes in these that Postgres lacks", orphans.depth),
+            ("orphan_journals_kept", "Those with damage, left for an operator", orphans.kept),
+        ):
+            yield _gauge(name, text, value)
+        for name, text, count in (
+            ("orphan_journals_shipped", "Journals of dead processes shipped", orphans.shipped),
+            ("orphan_segments", "Segments of them shipped to Postgres", orphans.segments),
+            ("orphan_records", "Records of them shipped to Postgres", orphans.records),
+            ("orphan_dead_letters", "Records of them set aside with a reason", orphans.letters),
+            ("orphan_damaged", "Damaged places of them set aside", orphans.damaged),
+            ("orphan_failures", "Attempts to ship them that failed", orphans.failures),
+        ):
+            yield _counter(name, text, count)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"turnout_{name}", text, value=float(value))
+
+
+def _counter(name: str, text: str, count: int) -> Metric:
+    return CounterMetricFamily(f"turnout_{name}", text, value=float(count))

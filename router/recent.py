@@ -1,26 +1,29 @@
 """A bounded memory of ids that are known to be on disk."""
 
-from collections import OrderedDict
-from collections.abc import Iterable
-from uuid import UUID
-
 
 class RecentIds:
-    """The last `limit` ids that were acknowledged, so that a retry is answered as a duplicate.
+    """Ids that were acknowledged lately, so that a retry is answered as a duplicate.
 
     It is a help only: what counts once is settled where all routers' records meet, in Postgres.
     """
 
     def __init__(self, limit: int = 200_000) -> None:
-        self._limit = limit
-        self._ids: OrderedDict[UUID, None] = OrderedDict()
+        """`limit` is how many are kept at most; at least the last half of it always are."""
+        self._half = limit // 2
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
 
-    def __contains__(self, item: UUID) -> bool:
-        return item in self._ids
+    def __contains__(self, item: bytes) -> bool:
+        return item in self._young or item in self._old
 
-    def add(self, ids: Iterable[UUID]) -> None:
-        """Remember ids whose records are on disk; the oldest are forgotten."""
-        for item in ids:
-            self._ids[item] = None
-        while len(self._ids) > self._limit:
-            self._ids.popitem(last=False)
+    def among(self, ids: set[bytes]) -> set[bytes]:
+        """Those of these ids that are remembered."""
+        return ids & self._young | ids & self._old
+
+    def add(self, ids: set[bytes]) -> None:
+        """Remember ids whose records are on disk, at most `limit` / 2 at once; the oldest are
+        forgotten."""
+        # By generations, since forgetting ids one by one costs more than all else here.
+        if len(self._young) + len(ids) > self._half:
+            self._young, self._old = set(), self._young
+        self._young |= ids

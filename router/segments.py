@@ -1,9 +1,27 @@
 """The files of a journal: one folder, held by one process, with numbered segments.
 
-Everything here blocks and belongs to one thread at a time. There is always one active segment, and
-its number is above all that ever were: a segment is sealed by beginning the next, and only sealed
-ones may be removed. So numbers never restart, also when everything was shipped and the process
-starts again.
+Everything here blocks and belongs to one thread at a time. There is always one active segment; it
+is sealed by beginning the next, and only sealed ones are shipped and removed.
+
+Who a segment is: Postgres takes a segment once, by the id of its journal and its number. So a pair
+of these must never be given to other records than those it was given to first, whatever happens to
+the folder: it may be copied, restored from an old backup, or stripped of its segments by hand, and
+what it says of its past, be it the highest number or a mark of where it was, may be gone or old.
+Nothing in a folder can prove that it is the latest state of itself. Therefore a folder is appended
+to by the process that made it, and never again: each opening for appending makes a new folder with
+a new random id, whose numbers begin at 1. What a dead process left is adopted: recovered, shipped
+under the id and the numbers under which it was written, and removed. From this follows:
+
+- A restored copy of what was shipped has the id and the numbers of what was shipped, so nothing is
+  doubled; what it had not shipped goes in now.
+- What is acknowledged after a restoration has an id that no copy knows, so nothing of it can be
+  taken for something shipped before.
+- A folder whose segments were deleted holds nothing, and is removed; no number begins anew in it.
+
+A copy made while its process lives holds the beginning of the active segment. Whichever is shipped
+first, the shipper takes from the other what is beyond the records that went in under that name.
+
+The lock is on the folder itself and ends with its process, so who gets it knows that nobody writes.
 """
 
 import contextlib
@@ -13,6 +31,7 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 from uuid import UUID
 
 import msgspec
@@ -22,6 +41,9 @@ from router import frames
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".segment"
+_DRAFT = ".draft"
+_TORN = ".torn"
+_DAMAGED = ".damaged"
 _ID = "id"
 
 
@@ -54,20 +76,15 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class SegmentFolder:
-    """The folder of a journal, locked, with its id and its active segment.
+    """The folder of a journal, locked, with its id and its segments. Use `make` or `adopt`."""
 
-    Making one takes the lock and recovers what the last process left: `sealed` then names the
-    segments to ship, and the active one is empty.
-    """
+    id: UUID
 
-    def __init__(
-        self, folder: Path, *, synced: bool, disk: Disk, new_id: Callable[[], UUID]
-    ) -> None:
-        """Take the folder, making it if it is not there.
+    def __init__(self, folder: Path, *, synced: bool, disk: Disk) -> None:
+        """Take the lock of a folder that is there.
 
         Raises:
-            JournalLockedError: if another process holds it.
-            JournalError: if its id cannot be read.
+            JournalLockedError: if another process holds it, or has just removed it.
             OSError: if the folder cannot be used.
         """
         self.size = 0
@@ -80,15 +97,59 @@ class SegmentFolder:
         self._sealed: list[Segment] = []
         self._unclean = False
         self._file = -1
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._take_lock()
-            self.id = self._load_id(new_id)
-            self._recover()
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def make(cls, folder: Path, *, synced: bool, disk: Disk, new_id: Callable[[], UUID]) -> Self:
+        """Make a folder to append to, with a new id.
+
+        Raises:
+            JournalLockedError: if another process came in between.
+            JournalError: if somebody's segments or id are there: they are only adopted.
+            OSError: if the folder cannot be used.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = cls(folder, synced=synced, disk=disk)
+        try:
+            if _is_journal(folder):
+                raise JournalError(f"{folder} is the journal of another life")
+            made.id = made._write_id(new_id())
+            made._begin(1)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
+    def adopt(cls, folder: Path, new_id: Callable[[], UUID]) -> Self:
+        """Take a folder that somebody left, to ship what is in it: what a crash left is recovered,
+        and `take_sealed` names all its segments. Nothing can be appended.
+
+        Raises:
+            JournalLockedError: if a process holds it.
+            JournalError: if it is no journal, or its id cannot be read.
+            OSError: if the folder cannot be used.
+        """
+        taken = cls(folder, synced=True, disk=OS_DISK)
+        try:
+            if not _is_journal(folder):
+                raise JournalError(f"{folder} is no journal")
+            taken.id = taken._read_id() or taken._write_id(new_id())
+            taken._recover()
+        except BaseException:
+            taken.close()
+            raise
+        return taken
+
+    @property
+    def appends(self) -> bool:
+        """Whether this process made the folder."""
+        return self._file >= 0
 
     def take_sealed(self) -> list[Segment]:
         """The segments that were sealed since this was last asked."""
@@ -134,6 +195,21 @@ class SegmentFolder:
                 self._disk.sync(self._file)  # a power cut costs at most one segment
             self._begin_next()
 
+    def clear(self) -> bool:
+        """Remove the folder, if nothing in it is worth keeping; whether it has gone.
+
+        Ends of writes that never finished go with it: nobody was told that they were done. Damage
+        that was set aside, segments, and what is not ours stay.
+        """
+        entries = list(self._folder.iterdir())
+        if not all(map(_is_disposable, entries)):
+            return False
+        # The id goes last: until then, what is left of the folder still is a journal.
+        for path in sorted(entries, key=lambda path: path.name == _ID):
+            path.unlink()
+        self._folder.rmdir()
+        return True
+
     def close(self) -> None:
         """Give the folder free."""
         for file in (self._file, self._lock):
@@ -146,17 +222,25 @@ class SegmentFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalLockedError(f"another process holds the journal {self._folder}") from error
+        # Whoever held it before may have removed it.
+        try:
+            same = os.path.samestat(self._folder.stat(), os.fstat(self._lock))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise JournalLockedError(f"another process has removed the journal {self._folder}")
 
-    def _load_id(self, new_id: Callable[[], UUID]) -> UUID:
+    def _read_id(self) -> UUID | None:
         path = self._folder / _ID
         try:
             return UUID(path.read_text().strip())
         except FileNotFoundError:
-            pass
+            return None
         except ValueError as error:
             raise JournalError(f"{path} does not hold the id of a journal") from error
-        made = new_id()
-        _write_whole(path, f"{made}\n".encode())
+
+    def _write_id(self, made: UUID) -> UUID:
+        _write_whole(self._folder / _ID, f"{made}\n".encode())
         os.fsync(self._lock)
         return made
 
@@ -164,16 +248,10 @@ class SegmentFolder:
         numbers = sorted(
             int(path.stem) for path in self._folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()
         )
-        for number in numbers[:-1]:
-            self._sealed.append(self._segment(number))
-        last = numbers[-1] if numbers else 0
-        if not last:
-            self._begin(1)
-        elif self._cut(last):
-            self._sealed.append(self._segment(last))
-            self._begin(last + 1)
-        else:
-            self._begin(last)
+        # The last one may have been the active one, and be empty.
+        if numbers and not self._cut(numbers[-1]):
+            numbers.pop()
+        self._sealed = [self._segment(number) for number in numbers]
 
     def _cut(self, number: int) -> int:
         """Cut what was never finished off the segment that was active; how much is left."""
@@ -184,7 +262,7 @@ class SegmentFolder:
         end = found.end if found.payloads or found.damaged else 0
         if end < len(data):
             self.torn += 1
-            _set_aside(path, "torn", data, end, len(data))
+            _set_aside(path, _TORN, data, end, len(data))
             with path.open("r+b") as file:
                 file.truncate(end)
                 os.fsync(file.fileno())
@@ -228,6 +306,18 @@ class SegmentFolder:
         return Segment(number, path, size, frames.begun_at(head))
 
 
+def _is_journal(folder: Path) -> bool:
+    return any(
+        path.name in {_ID, f"{_ID}{_DRAFT}"} or path.suffix == _SUFFIX for path in folder.iterdir()
+    )
+
+
+def _is_disposable(path: Path) -> bool:
+    if path.suffix == _SUFFIX:
+        return path.stat().st_size == 0
+    return path.name == _ID or path.suffix in {_DRAFT, _TORN}
+
+
 def read_segment(path: Path) -> tuple[list[bytes], int]:
     """The payloads of a sealed segment, in order, and how many damaged ranges are new.
 
@@ -240,26 +330,37 @@ def read_segment(path: Path) -> tuple[list[bytes], int]:
     return found.payloads, _report_damage(path, data, found)
 
 
+def damage_in(folder: Path) -> list[Path]:
+    """The files in which damaged bytes of this folder were set aside."""
+    return sorted(folder.glob(f"*{_DAMAGED}"))
+
+
 def _report_damage(path: Path, data: bytes, found: frames.Scan) -> int:
-    return sum(_set_aside(path, "damaged", data, *place) for place in found.damaged)
+    return sum(_set_aside(path, _DAMAGED, data, *place) for place in found.damaged)
 
 
 def _set_aside(path: Path, kind: str, data: bytes, start: int, end: int) -> bool:
     """Keep these bytes in a file of their own; False if they were kept before."""
-    side = path.with_name(f"{path.stem}-{start}.{kind}")
+    side = path.with_name(f"{path.stem}-{start}{kind}")
     if side.exists():
         return False
     _write_whole(side, data[start:end])
     logger.error(
         "journal bytes set aside",
-        extra={"kind": kind, "segment": str(path), "start": start, "end": end, "kept": side.name},
+        extra={
+            "kind": kind[1:],
+            "segment": str(path),
+            "start": start,
+            "end": end,
+            "kept": side.name,
+        },
     )
     return True
 
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
+    draft = path.with_name(f"{path.name}{_DRAFT}")
     with draft.open("wb") as file:
         file.write(content)
         file.flush()

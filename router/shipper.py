@@ -1,9 +1,10 @@
 """From the journal to Postgres: each sealed segment goes in once, in one transaction, by COPY."""
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from uuid import UUID
 
@@ -11,8 +12,13 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
+from experiments.projects import fix_units
+from experiments.units import SHIPPING_LOCK, UnitKey
 from router.journal import Journal, JournalWriteError, Segment
-from router.load import EXPOSURE_COLUMNS, OUTCOME_COLUMNS, Entry, Letter, Load, Row, prepare
+from router.load import Entry, Letter, Load, prepare
+from router.records import OutcomeId
+from router.rows import EXPOSURES, OUTCOME_IDS, OUTCOMES, Table, copy_ids, copy_rows
+from router.units import Tombstone, oldest, settle
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +29,21 @@ _LOCK_DAYS = "select pg_advisory_xact_lock($1)"
 _ENSURE_DAYS = "select ensure_day(day) from unnest($1::date[]) as day"
 
 _TAKE_SEGMENT = """
-insert into segment (journal, number, records, shipped_at) values ($1, $2, $3, $4)
-on conflict (journal, number) do nothing
+insert into segment (journal, number, first, records, shipped_at, received_from, received_to)
+values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (journal, number, first) do nothing
 returning id
 """
+_KNOWN = "select sum(records)::int from segment where journal = $1 and number = $2"
 _TAKE_IDS = """
-insert into outcome_id (id, received_at) select * from unnest($1::uuid[], $2::timestamptz[])
+insert into outcome_id (id, received_at) select id, $2 from unnest($1::uuid[]) as id
 on conflict (id) do nothing
 returning id
 """
+# The lock is taken before the tombstones are read: an erasure that comes later finds the rows.
+_SHARE_SHIPPING = "select pg_advisory_xact_lock_shared($1)"
+_TOMBSTONES = "select project, unit_type, unit_hash, erased_at from erasure where erased_at >= $1"
+_KEYS = "select key, unit_key from project where key = any($1)"
 _SET_ASIDE = "insert into dead_letter (segment, ordinal, reason, record) values ($1, $2, $3, $4)"
 
 # A heartbeat is compared across machines, so it is told by the database's clock.
@@ -48,6 +60,15 @@ on conflict (id) do update set
 _BEAT = "update journal set heartbeat_at = now() where id = $1"
 _WITHDRAW = "delete from journal where id = $1"
 
+# A session that was lost in silence keeps its locks, and the segment's row, until Postgres hears of
+# it, which can take hours. So a session says which journal it ships, and after a failure the next
+# one ends what is left of the last.
+_NAME_SESSION = "select set_config('application_name', $1, true)"
+_END_SESSIONS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where application_name = $1 and pid <> pg_backend_pid()
+"""
+
 # What a record can be to blame for: refused by Postgres, or by asyncpg before it is sent.
 _DATA_ERRORS = (
     asyncpg.DataError,
@@ -58,7 +79,6 @@ _DATA_ERRORS = (
     OverflowError,
 )
 _IDS_AT_ONCE = 1_000
-_ROWS_AT_ONCE = 500
 _REASON_LENGTH = 1_000
 
 
@@ -71,7 +91,7 @@ class Pace(msgspec.Struct, frozen=True):
 
     interval: float = 1.0
     longest_wait: float = 10.0
-    timeout: float = 30.0
+    timeout: float = 15.0
 
 
 DEFAULT_PACE = Pace()
@@ -84,8 +104,8 @@ class Shipper:
     if `received_at` is stamped by the same clock and in the same turn of the event loop as the
     record is appended.
 
-    The pool's connections take jsonb as text, as asyncpg does unless told otherwise, and have a
-    command time-out, which bounds the beginning and the end of transactions.
+    The pool's connections have a command time-out, which bounds the beginning and the end of
+    transactions.
     """
 
     def __init__(
@@ -102,7 +122,8 @@ class Shipper:
         self._clock = clock
         self._random = generator
         self._pace = pace
-        self._announced = False
+        # How the units of the projects met so far are stored: fixed by then, so asked for once.
+        self._unit_keys: dict[str, UnitKey | None] = {}
         self.segments = 0
         """Segments shipped since the start; so are the counts below."""
         self.records = 0
@@ -111,6 +132,7 @@ class Shipper:
         self.letters = 0
         """Records set aside as dead letters."""
         self.failures = 0
+        self._session = f"turnout ships {journal.id}"
         self.shipped_through: datetime | None = None
 
     async def run(self) -> None:
@@ -118,6 +140,8 @@ class Shipper:
         failed = 0
         while True:
             try:
+                if failed:
+                    await self._execute(_END_SESSIONS, self._session)
                 await self.announce()
                 await self.ship_once()
             except Exception as error:  # whatever it is, what was acknowledged must get through
@@ -139,12 +163,10 @@ class Shipper:
             await asyncio.sleep(wait)
 
     async def announce(self) -> None:
-        """Tell Postgres, once, of this journal, so that the watermark waits for it."""
-        if self._announced:
-            return
+        """Tell Postgres that this journal is alive, so that the watermark waits for it, whether
+        shipping works or not."""
         through = self._journal.oldest_at or self._clock()
         await self._execute(_ANNOUNCE, self._journal.id, through)
-        self._announced = True
 
     async def ship_once(self) -> None:
         """Ship all that was appended before this call, and advance the journal's mark to it.
@@ -161,8 +183,7 @@ class Shipper:
             await self._journal.rotate()
         except JournalWriteError as error:
             refused = error  # what is sealed can go, which is what a full disk needs
-        for segment in self._journal.sealed():
-            await self._ship(segment)
+        await self._ship_all(self._journal.sealed())
         if refused is not None:
             raise refused
         await self._execute(_ADVANCE, self._journal.id, through)
@@ -180,7 +201,6 @@ class Shipper:
         await self.ship_once()
         if not self._journal.depth:
             await self._execute(_WITHDRAW, self._journal.id)
-            self._announced = False
 
     def _backoff(self, failed: int) -> float:
         """Doubled each time up to the longest, of which a random half keeps routers apart."""
@@ -191,32 +211,67 @@ class Shipper:
         async with self._pool.acquire(timeout=self._pace.timeout) as connection:
             await connection.execute(query, *arguments, timeout=self._pace.timeout)
 
-    async def _ship(self, segment: Segment) -> None:
-        payloads = await self._journal.read(segment)
-        load = await asyncio.to_thread(prepare, payloads)
+    async def _ship_all(self, segments: Iterable[Segment]) -> None:
+        """Ship segments one by one. While Postgres stores one, the next is made ready."""
+        waiting = iter(segments)
+        reading = asyncio.create_task(self._read(next(waiting, None)))
+        try:
+            while (ready := await reading) is not None:
+                reading = asyncio.create_task(self._read(next(waiting, None)))
+                await self._ship(*ready)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(self, segment: Segment | None) -> tuple[Segment, Load] | None:
+        if segment is None:
+            return None
+        return segment, await prepare(await self._journal.read(segment))
+
+    async def _ship(self, segment: Segment, load: Load) -> None:
+        first = 0
+        while not await self._take(segment, first, load):
+            # It was shipped before, and only its file was not removed; or a copy of it was, that
+            # was made when it was shorter: then the rest is new.
+            known = await self._pool.fetchval(
+                _KNOWN, self._journal.id, segment.number, timeout=self._pace.timeout
+            )
+            payloads = await self._journal.read(segment)
+            if not first < known < len(payloads):
+                break
+            first = known
+            load = await prepare(payloads[first:])
+        await self._journal.remove(segment)
+
+    async def _take(self, segment: Segment, first: int, load: Load) -> bool:
+        """Store the records of a segment from this ordinal on; False if somebody did so before."""
         async with self._pool.acquire(timeout=self._pace.timeout) as connection:
             await self._ensure_days(connection, load.days)
-            async with connection.transaction():
+            await self._fix_units(connection, load.projects)
+            async with connection.transaction(), _ended_by_silence(connection):
+                await connection.execute(_NAME_SESSION, self._session, timeout=self._pace.timeout)
+                await connection.execute(_SHARE_SHIPPING, SHIPPING_LOCK, timeout=self._pace.timeout)
                 row = await connection.fetchrow(
                     _TAKE_SEGMENT,
                     self._journal.id,
                     segment.number,
-                    len(payloads),
+                    first,
+                    load.records,
                     self._clock(),
+                    *load.received_between,
                     timeout=self._pace.timeout,
                 )
                 # A long backlog takes longer than a journal may be silent.
                 await connection.execute(_BEAT, self._journal.id, timeout=self._pace.timeout)
-                # No row: it was shipped before, and only its file was not removed.
-                duplicates, letters = (
-                    (0, 0) if row is None else await self._store(connection, row["id"], load)
-                )
-        if row is not None:
-            self.segments += 1
-            self.records += len(payloads)
-            self.duplicates += duplicates
-            self.letters += letters
-        await self._journal.remove(segment)
+                if row is None:
+                    return False
+                settled = await self._settled(connection, load)
+                duplicates, letters = await self._store(connection, row["id"], settled)
+        self.segments += 1
+        self.records += load.records
+        self.duplicates += duplicates
+        self.letters += letters
+        return True
 
     async def _ensure_days(self, connection: PoolConnectionProxy, days: list[date]) -> None:
         """Make the partitions of these days.
@@ -229,22 +284,35 @@ class Shipper:
                 await connection.execute(_LOCK_DAYS, _DAYS_LOCK, timeout=self._pace.timeout)
                 await connection.execute(_ENSURE_DAYS, days, timeout=self._pace.timeout)
 
+    async def _fix_units(self, connection: PoolConnectionProxy, projects: set[str]) -> None:
+        """Find out how the units of these projects are stored, which cannot change any more."""
+        if unknown := projects - self._unit_keys.keys():
+            self._unit_keys |= await fix_units(connection, unknown, self._pace.timeout)
+
+    async def _settled(self, connection: PoolConnectionProxy, load: Load) -> Load:
+        """The load as it may be stored: until this is committed, no other unit is erased."""
+        since = oldest(load)
+        if since is None:
+            return load
+        timeout = self._pace.timeout
+        rows = await connection.fetch(_TOMBSTONES, since, timeout=timeout)
+        tombstones = [Tombstone(*row) for row in rows]
+        keys: dict[str, UnitKey] = {}
+        if concerned := load.projects & {tombstone.project for tombstone in tombstones}:
+            rows = await connection.fetch(_KEYS, concerned, timeout=timeout)
+            keys = {row["key"]: UnitKey(row["unit_key"]) for row in rows}
+        return await settle(load, self._unit_keys, tombstones, keys)
+
     async def _store(
         self, connection: PoolConnectionProxy, segment: int, load: Load
     ) -> tuple[int, int]:
         """Put a load into its tables; how many were duplicates, how many became letters."""
-        fresh = await self._take_ids(connection, load.ids)
-        outcomes: list[Entry] = []
-        for entry in load.outcomes:
-            if entry.id is not None:
-                if entry.id not in fresh:
-                    continue
-                fresh.remove(entry.id)  # the next one of this segment is a duplicate
-            outcomes.append(entry)
+        known = await self._take_ids(connection, load)
+        outcomes = [entry for entry in load.outcomes if entry.id not in known]
         letters = [
             *load.letters,
-            *await self._copy(connection, segment, "exposure", EXPOSURE_COLUMNS, load.exposures),
-            *await self._copy(connection, segment, "outcome", OUTCOME_COLUMNS, outcomes),
+            *await self._copy(connection, segment, EXPOSURES, load.exposures),
+            *await self._copy(connection, segment, OUTCOMES, outcomes),
         ]
         if letters:
             logger.error("records set aside", extra={"segment": segment, "count": len(letters)})
@@ -253,43 +321,44 @@ class Shipper:
                 [(segment, item.ordinal, _storable(item.reason), item.payload) for item in letters],
                 timeout=self._pace.timeout,
             )
-        return len(load.outcomes) - len(outcomes), len(letters)
+        return load.duplicates + len(load.outcomes) - len(outcomes), len(letters)
 
-    async def _take_ids(
-        self, connection: PoolConnectionProxy, ids: Sequence[tuple[UUID, datetime]]
-    ) -> set[UUID]:
-        """Those ids that nobody took before. They stay taken if their outcome becomes a letter."""
-        fresh: set[UUID] = set()
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            some = ids[start : start + _IDS_AT_ONCE]
+    async def _take_ids(self, connection: PoolConnectionProxy, load: Load) -> set[OutcomeId]:
+        """Take the ids of a load; those that others took before. What is taken stays taken if its
+        outcome becomes a letter."""
+        if not load.ids:
+            return set()
+        received_at = load.received[-1]  # the latest: no id is forgotten too early
+        # Nearly always all of them are new, and a COPY is the cheapest way to find out.
+        with contextlib.suppress(asyncpg.UniqueViolationError):
+            async with connection.transaction():
+                await self._copy_in(connection, OUTCOME_IDS, copy_ids(load.ids, received_at))
+            return set()
+        known = set(load.ids)
+        for start in range(0, len(load.ids), _IDS_AT_ONCE):
             rows = await connection.fetch(
                 _TAKE_IDS,
-                [item[0] for item in some],
-                [item[1] for item in some],
+                [UUID(bytes=key) for key in load.ids[start : start + _IDS_AT_ONCE]],
+                received_at,
                 timeout=self._pace.timeout,
             )
-            fresh.update(row["id"] for row in rows)
-        return fresh
+            known.difference_update(row["id"].bytes for row in rows)
+        return known
 
     async def _copy(
         self,
         connection: PoolConnectionProxy,
         segment: int,
-        table: str,
-        columns: tuple[str, ...],
+        table: Table,
         entries: Sequence[Entry],
     ) -> list[Letter]:
         """Store records by COPY; where one is at fault, halve until it stands alone."""
         if not entries:
             return []
+        rows = [row for entry in entries for row in entry.rows]
         try:
             async with connection.transaction():
-                await connection.copy_records_to_table(
-                    table,
-                    columns=columns,
-                    records=_rows(segment, entries),
-                    timeout=self._pace.timeout,
-                )
+                await self._copy_in(connection, table, copy_rows(segment, table, rows))
         except _DATA_ERRORS as error:
             if len(entries) == 1:
                 return [Letter(entries[0].ordinal, entries[0].payload, _line(error))]
@@ -297,18 +366,38 @@ class Shipper:
             return []
         middle = len(entries) // 2
         return [
-            *await self._copy(connection, segment, table, columns, entries[:middle]),
-            *await self._copy(connection, segment, table, columns, entries[middle:]),
+            *await self._copy(connection, segment, table, entries[:middle]),
+            *await self._copy(connection, segment, table, entries[middle:]),
         ]
 
+    async def _copy_in(
+        self, connection: PoolConnectionProxy, table: Table, data: Iterator[bytes]
+    ) -> None:
+        await connection.copy_to_table(
+            table.name,
+            columns=table.columns,
+            source=_in_turns(data),
+            format="binary",
+            timeout=self._pace.timeout,
+        )
 
-async def _rows(segment: int, entries: Sequence[Entry]) -> AsyncIterator[Row]:
-    """Rows with their segment. asyncpg encodes them in the event loop, so that gets its turns."""
-    for start in range(0, len(entries), _ROWS_AT_ONCE):
-        for entry in entries[start : start + _ROWS_AT_ONCE]:
-            for row in entry.rows:
-                yield (segment, *row)
+
+async def _in_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The same; the event loop gets its turns."""
+    for piece in pieces:
+        yield piece
         await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def _ended_by_silence(connection: PoolConnectionProxy) -> AsyncIterator[None]:
+    """A connection that did not answer in time is given up: to roll back on it would be to wait for
+    another time-out."""
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
 
 
 def _line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from experiments.allocation import owner_table, propensities
 from experiments.keys import ApiKey
 from experiments.model import State
 from experiments.records import Live, Publication
+from experiments.units import UnitKey
 from router.hashing import slotter
 
 NOBODY = 255
@@ -26,7 +27,9 @@ class Entry(msgspec.Struct, frozen=True):
     """An experiment as a router answers from it.
 
     `slot_of` gives the slot of a unit; `owners[slot]` is the index of the arm that owns the slot,
-    or `NOBODY`; `default` is the index of the arm that answers whoever is not enrolled.
+    or `NOBODY`; `default` is the index of the arm that answers whoever is not enrolled. `unit_key`
+    is what units are hashed with before they are recorded, None where they are recorded as they
+    are; `erasures` is how many the project had.
     """
 
     project: str
@@ -42,6 +45,8 @@ class Entry(msgspec.Struct, frozen=True):
     arms: tuple[Arm, ...]
     owners: bytes
     default: int
+    unit_key: UnitKey | None
+    erasures: int
 
 
 class ProjectSnapshot(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class ProjectSnapshot(msgspec.Struct, frozen=True):
     entries: Mapping[str, Entry]
     keys: tuple[ApiKey, ...]
     recorded_attributes: frozenset[str]
+    unit_key: UnitKey | None
 
 
 class Snapshot:
@@ -81,13 +87,16 @@ EMPTY = Snapshot({})
 
 def compile_project(publication: Publication) -> ProjectSnapshot:
     """A project as a router answers from it."""
-    entries = {live.record.key: _compile_entry(live) for live in publication.experiments}
+    entries = {
+        live.record.key: _compile_entry(live, publication) for live in publication.experiments
+    }
     return ProjectSnapshot(
         version=publication.version,
         default_unit_type=publication.default_unit_type,
         entries=entries,
         keys=publication.keys,
         recorded_attributes=_union(entry.recorded_attributes for entry in entries.values()),
+        unit_key=publication.unit_key,
     )
 
 
@@ -95,7 +104,7 @@ def _union(names: Iterable[tuple[str, ...]]) -> frozenset[str]:
     return frozenset(name for group in names for name in group)
 
 
-def _compile_entry(live: Live) -> Entry:
+def _compile_entry(live: Live, publication: Publication) -> Entry:
     record, epoch = live.record, live.epoch
     definition = record.definition
     keys = [variant.key for variant in definition.variants]
@@ -118,4 +127,6 @@ def _compile_entry(live: Live) -> Entry:
         ),
         owners=owner_table(epoch.allocation, keys, NOBODY),
         default=keys.index(default),
+        unit_key=publication.unit_key,
+        erasures=publication.erasures,
     )

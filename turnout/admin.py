@@ -1,4 +1,4 @@
-"""Commands that work on the database itself: migrations and keys."""
+"""Commands that work on the database itself: migrations, keys and projects."""
 
 import contextlib
 import secrets
@@ -10,6 +10,9 @@ from experiments.announce import announce
 from experiments.decoding import decode
 from experiments.keys import ApiKey, Role, new_key
 from experiments.model import Duration, parse_duration
+from experiments.problems import ProblemError
+from experiments.projects import Project, get_project, set_units
+from experiments.units import Storage
 from turnout.backends import (
     CannotRunError,
     backends,
@@ -24,7 +27,7 @@ from turnout.settings import Settings
 
 
 @contextlib.asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
+async def database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
     """The database, and the Redis to announce a change to: the configured ones, else those of a
     Turnout that runs on the data folder. Only a database that neither gives is started, for the
     moment; without a Redis nobody is told, and routers find the change at their next poll."""
@@ -48,7 +51,7 @@ async def _database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]
 
 async def migrate_database(settings: Settings) -> list[str]:
     """Bring the database up to date; the names of all migrations that it has now."""
-    async with _database(settings):
+    async with database(settings):
         return [migration.name for migration in migrations()]
 
 
@@ -61,7 +64,7 @@ async def create_key(settings: Settings, role: Role, note: str, expires_in: str 
     now = utc_now()
     expires_at = None if expires_in is None else _after(now, expires_in)
     text, key = new_key(settings.project, role, note, now, secrets.token_bytes, expires_at)
-    async with _database(settings) as (pool, redis_url):
+    async with database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             await store.create_project(connection, settings.project, now)
             await store.insert_key(connection, key)
@@ -71,17 +74,38 @@ async def create_key(settings: Settings, role: Role, note: str, expires_in: str 
 
 async def list_keys(settings: Settings) -> tuple[ApiKey, ...]:
     """The live keys of the project of the settings."""
-    async with _database(settings) as (pool, _), pool.acquire() as connection:
+    async with database(settings) as (pool, _), pool.acquire() as connection:
         return await store.live_keys(connection, settings.project)
 
 
 async def revoke_key(settings: Settings, key_id: str) -> bool:
     """Revoke a key of the project of the settings; whether there was one."""
-    async with _database(settings) as (pool, redis_url):
+    async with database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             revoked = await store.revoke_key(connection, settings.project, key_id, utc_now())
         await _announce(redis_url, settings.project)
     return revoked
+
+
+async def project(settings: Settings, units: Storage | None) -> Project:
+    """The project of the settings, with its units stored this way from now on, if one is named;
+    then it is made where it does not exist yet.
+
+    Raises:
+        CannotRunError: if there is none, or the database cannot be reached.
+        ProblemError: `conflict` if how its units are stored is fixed already.
+    """
+    async with database(settings) as (pool, redis_url):
+        async with pool.acquire() as connection, connection.transaction():
+            if units is None:
+                try:
+                    return await get_project(connection, settings.project)
+                except ProblemError as error:
+                    raise CannotRunError(error.detail) from error
+            await store.create_project(connection, settings.project, utc_now())
+            changed = await set_units(connection, settings.project, units, secrets.token_bytes)
+        await _announce(redis_url, settings.project)
+    return changed
 
 
 def _after(now: datetime, length: str) -> datetime:

@@ -12,12 +12,14 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, ExceptionHandlersMap
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 import analysis.api
+import analysis.erase_api
 import experiments.api
 import experiments.keys_api
+import experiments.project_api
 import router.api
 from analysis.api import AnalysisPlane
 from experiments.doors import (
@@ -30,7 +32,8 @@ from experiments.problems import CATALOGUE, FIELD_TYPES, ProblemError
 from experiments.writes import ControlPlane
 from router.api import DataPlane
 from router.recording import RETRY_AFTER_SECONDS
-from turnout.health import Readiness
+from router.records import names_unit
+from turnout.health import Health
 from turnout.openapi import CompleteDocument, operation_id
 from turnout.telemetry import RequestTelemetry
 
@@ -40,8 +43,10 @@ logger = logging.getLogger(__name__)
 DOORS: Final[list[HTTPRouteHandler]] = [
     *experiments.api.ROUTES,
     *experiments.keys_api.ROUTES,
+    *experiments.project_api.ROUTES,
     *router.api.ROUTES,
     *analysis.api.ROUTES,
+    *analysis.erase_api.ROUTES,
 ]
 """Every door that asks for a key; each names the permission that it takes."""
 _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
@@ -56,32 +61,25 @@ _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
 )
 
 
+class Operation(msgspec.Struct, frozen=True):
+    """What an operator sees of a process, whatever its parts are."""
+
+    health: Health
+    registry: CollectorRegistry
+    new_request_id: Callable[[], str]
+
+
 class Planes(msgspec.Struct, frozen=True):
     """What the doors work with."""
 
     control: ControlPlane
     data: DataPlane
     analysis: AnalysisPlane
-    readiness: Readiness
-    registry: CollectorRegistry
-    new_request_id: Callable[[], str]
+    operation: Operation
 
 
 def create_app(planes: Planes) -> ASGIApp:
     """The whole service as an ASGI app."""
-
-    @get("/healthz", tags=["operation"], summary="Whether the process lives")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @get("/readyz", tags=["operation"], summary="Whether it can serve, and what is degraded")
-    async def readyz() -> Response[bytes]:
-        state = planes.readiness.check()
-        return json_response(state, 200 if state.ready else 503)
-
-    @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
-    async def metrics() -> Response[bytes]:
-        return Response(generate_latest(planes.registry), media_type=METRICS_TYPE)
 
     @get("/problems", tags=["operation"], summary="The catalogue of problem types")
     async def problems() -> dict[str, Any]:
@@ -95,18 +93,15 @@ def create_app(planes: Planes) -> ASGIApp:
         security=[{"bearer": []}, {"apiKey": []}],
     )
     app = Litestar(
-        route_handlers=[healthz, readyz, metrics, problems, guarded],
+        route_handlers=[*_operation_doors(planes.operation), problems, guarded],
         dependencies={
             "control": Provide(lambda: planes.control, sync_to_thread=False),
             "plane": Provide(lambda: planes.data, sync_to_thread=False),
             "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),
+            # What a dead letter holds only the router can read.
+            "names_unit": Provide(lambda: names_unit, sync_to_thread=False),
         },
-        exception_handlers={
-            ProblemError: handle_problem,
-            HTTPException: handle_http_exception,
-            **dict.fromkeys(_POSTGRES_GONE, _handle_postgres_gone),
-            500: _handle_defect,
-        },
+        exception_handlers=_EXCEPTION_HANDLERS,
         openapi_config=OpenAPIConfig(
             title="Turnout",
             version="1",
@@ -127,7 +122,40 @@ def create_app(planes: Planes) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return RequestTelemetry(app, planes.registry, planes.new_request_id)
+    return _observed(app, planes.operation)
+
+
+def create_operation_app(operation: Operation) -> ASGIApp:
+    """The app of a process without doors of its own: what an operator asks, and nothing else."""
+    app = Litestar(
+        route_handlers=_operation_doors(operation),
+        exception_handlers=_EXCEPTION_HANDLERS,
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+    return _observed(app, operation)
+
+
+def _operation_doors(operation: Operation) -> list[HTTPRouteHandler]:
+    @get("/healthz", tags=["operation"], summary="Whether the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/readyz", tags=["operation"], summary="Whether it can serve, and what is degraded")
+    async def readyz() -> Response[bytes]:
+        state = await operation.health.check()
+        return json_response(state, 200 if state.ready else 503)
+
+    @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
+    async def metrics() -> Response[bytes]:
+        return Response(generate_latest(operation.registry), media_type=METRICS_TYPE)
+
+    return [healthz, readyz, metrics]
+
+
+def _observed(app: Litestar, operation: Operation) -> ASGIApp:
+    return RequestTelemetry(app, operation.registry, operation.new_request_id)
 
 
 def _handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -144,3 +172,11 @@ def _handle_defect(request: Request[Any, Any, Any], error: Exception) -> Respons
     return handle_problem(
         request, ProblemError("internal", "Something broke; the request id finds it in our log")
     )
+
+
+_EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
+    ProblemError: handle_problem,
+    HTTPException: handle_http_exception,
+    **dict.fromkeys(_POSTGRES_GONE, _handle_postgres_gone),
+    500: _handle_defect,
+}

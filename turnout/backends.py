@@ -79,6 +79,10 @@ async def connected(database_url: str) -> AsyncIterator[store.Pool]:
                 "timezone": "UTC",
                 # A segment leaves the journal once its rows are committed: that has to be on disk.
                 "synchronous_commit": "on",
+                # Whoever disappears without a word (a power cut, a cable) loses its locks soon.
+                "tcp_keepalives_idle": "10",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
             },
         )
     except (OSError, TimeoutError, *store.PostgresError) as error:

@@ -6,19 +6,35 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import msgspec
 import uvloop
 
 from experiments.keys import ROLES
+from experiments.problems import ProblemError
+from experiments.units import STORAGES
 from turnout import admin, client
 from turnout.backends import CannotRunError
 from turnout.migrate import MigrationError
-from turnout.settings import HELP, Settings, SettingsError, load_settings
+from turnout.settings import (
+    HELP,
+    Process,
+    Settings,
+    SettingsError,
+    load_settings,
+    require_servers,
+)
+from turnout.ship import ship
 from turnout.telemetry import configure_logging
 
 T = TypeVar("T")
+PROCESSES: Final[dict[Process, str]] = {
+    "up": "run everything in one process",
+    "serve": "run the doors and their journal, beside others and a worker",
+    "worker": "run the controller: it folds, decides, and ships what dead processes left",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +62,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_service_commands(commands: Any) -> None:
-    _command(commands, "up", _up, "run everything in one process", settings=True)
+    for process, text in PROCESSES.items():
+        _command(commands, process, _run_process, text, settings=True).set_defaults(process=process)
     _command(commands, "migrate", _migrate, "bring the database up to date", settings=True)
+    carry = _command(commands, "ship", _ship, "ship the journal of a dead machine", settings=True)
+    carry.add_argument("folder", metavar="DIR", help="the journal's folder")
+    compare = _command(
+        commands, "verify", _verify, "count everything again from raw events", settings=True
+    )
+    compare.add_argument("--experiment", metavar="KEY", help="verify this one only")
+    project = _command(commands, "project", _project, "show or set up a project", settings=True)
+    project.add_argument(
+        "--units", choices=STORAGES, help="how its units are stored; fixed from its first event on"
+    )
     keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -104,27 +131,64 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         return runner.run(coroutine)
 
 
-def _up(options: argparse.Namespace) -> int:
+def _run_process(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    require_servers(settings, options.process)
     configure_logging(settings.log_level)
-    _run(_until_signal(settings))
+    _run(_until_signal(settings, options.process))
     return 0
 
 
-async def _until_signal(settings: Settings) -> None:
+async def _until_signal(settings: Settings, process: Process) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # Here, for with it comes scipy, which takes longer to load than the other commands to run.
     from turnout.service import run  # noqa: PLC0415
 
-    await run(settings, _say, stop)
+    await run(settings, _say, stop, process)
 
 
 def _migrate(options: argparse.Namespace) -> int:
     for name in _run(admin.migrate_database(_settings(options))):
         _say(name)
     return 0
+
+
+def _ship(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    configure_logging(settings.log_level)
+    shipment = _run(ship(settings, Path(options.folder)))
+    for line in shipment.lines():
+        _say(line)
+    return 0 if shipment.whole else 1
+
+
+def _project(options: argparse.Namespace) -> int:
+    try:
+        project = _run(admin.project(_settings(options), options.units))
+    except ProblemError as error:
+        print(f"turnout: {error.detail}", file=sys.stderr)
+        return 1
+    _say(f"project {project.key}: units {project.units}, default type {project.default_unit_type}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from turnout.verifying import verify_database  # noqa: PLC0415 - as above
+
+    # The project of the settings is the one that a start makes; without the flag all are compared.
+    verdict = _run(
+        verify_database(
+            _settings(options),
+            options.project,
+            options.experiment,
+            lambda line: print(f"turnout: {line}", file=sys.stderr, flush=True),
+        )
+    )
+    for line in verdict.lines():
+        _say(line)
+    return 1 if verdict.found else 0
 
 
 def _create_key(options: argparse.Namespace) -> int:

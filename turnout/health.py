@@ -1,15 +1,18 @@
 """Whether this process can serve, and what is degraded."""
 
+import asyncio
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
+from experiments import store
 from experiments.doors import Clock
 from router.journal import Journal
 from router.refresher import Refresher
 
 STALE_AFTER: Final = timedelta(seconds=15)
+POSTGRES_PATIENCE: Final = 2.0
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -28,8 +31,16 @@ class ReadyState(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
-class Readiness:
-    """Looks at what the router stands on. It asks nobody over the network: a router that is cut off
+class Health(Protocol):
+    """Knows what a process needs."""
+
+    async def check(self) -> ReadyState:
+        """The state now."""
+        ...
+
+
+class RouterHealth:
+    """Looks at what a router stands on. It asks nobody over the network: a router that is cut off
     from its database still serves."""
 
     def __init__(self, refresher: Refresher, journal: Journal, clock: Clock) -> None:
@@ -37,7 +48,7 @@ class Readiness:
         self._journal = journal
         self._clock = clock
 
-    def check(self) -> ReadyState:
+    async def check(self) -> ReadyState:
         """The state now."""
         checks = (self._snapshot(), self._recording())
         loaded = self._refresher.refreshed_at is not None
@@ -53,4 +64,24 @@ class Readiness:
     def _recording(self) -> Check:
         if self._journal.full:
             return Check("journal", False, "full: outcomes are refused, exposures not recorded")
+        if self._journal.refusal is not None:
+            detail = f"cannot write: {self._journal.refusal}; outcomes are refused"
+            return Check("journal", False, detail)
         return Check("journal", True, f"{self._journal.depth} bytes to ship")
+
+
+class WorkerHealth:
+    """Asks Postgres, without which a worker can do nothing."""
+
+    def __init__(self, pool: store.Pool) -> None:
+        self._pool = pool
+
+    async def check(self) -> ReadyState:
+        """The state now."""
+        answers, detail = True, "it answers"
+        try:
+            async with asyncio.timeout(POSTGRES_PATIENCE), self._pool.acquire() as connection:
+                await connection.execute("select 1")
+        except (OSError, TimeoutError, *store.PostgresError):
+            answers, detail = False, "it does not answer: nothing is folded or decided"
+        return ReadyState(answers, not answers, (Check("postgres", answers, detail),))

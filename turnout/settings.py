@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -20,8 +20,13 @@ CLIENT_VARIABLES: Final = frozenset({"TURNOUT_URL", "TURNOUT_API_KEY"})
 LONGEST: Final = {"ship_every": "10s", "snapshot_poll": "10s", "tick": "5s"}
 """A router that has said nothing for 30 s is taken for dead, and decisions do not wait for it."""
 
+LEAST_RETENTION: Final = 8
+"""Days: outcomes may come in 7 days late, and a day is dropped as a whole."""
+
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port, 0 to 65535 (0: any free one)")]
 LogLevel = Literal["debug", "info", "warning", "error"]
+Process: TypeAlias = Literal["up", "serve", "worker"]
+"""What a process runs: everything, the router behind its doors, or the controller."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +44,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_poll: Duration = "2s"
     tick: Duration = "1s"
     lateness: Duration = "5s"
+    retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
     log_level: LogLevel = "info"
+
+    @property
+    def keep(self) -> timedelta | None:
+        """For how long raw events are kept; None for ever."""
+        return timedelta(days=self.retention_days) if self.retention_days else None
 
     @property
     def data_path(self) -> Path:
@@ -54,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 HELP: Final[dict[str, str]] = {
     "host": "address to serve on",
     "port": "port to serve on",
-    "data_dir": "folder of the journal and of the embedded Postgres and Redis",
+    "data_dir": "folder of the journals and of the embedded Postgres and Redis",
     "database_url": "Postgres to use (15 or later); without it one is started in the data folder",
     "redis_url": "Redis to use (7 or later); without it one is started in the data folder",
     "project": "the project that the first start makes, with an admin key",
@@ -64,6 +75,7 @@ HELP: Final[dict[str, str]] = {
     "snapshot_poll": "how often a router looks for changes that it was not told of, at most 10s",
     "tick": "how often the controller folds and decides, at most 5s",
     "lateness": "how late an outcome may come and still count for decisions",
+    "retention_days": "for how many whole days raw events are kept, 8 or more; 0 for ever",
     "log_level": "debug, info, warning or error",
 }
 
@@ -92,12 +104,33 @@ def load_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
         if decoded.sound(name)
         and parse_duration(getattr(decoded.value, name)) > parse_duration(longest)
     ]
+    if decoded.sound("retention_days") and 0 < decoded.value.retention_days < LEAST_RETENTION:
+        detail = f"must be 0 (for ever) or at least {LEAST_RETENTION}"
+        problems.append(FieldProblem("retention_days", "value", detail))
     if problems:
         wrong = "; ".join(f"{PREFIX}{p.path.upper()}: {p.detail}" for p in problems)
         raise SettingsError(f"wrong settings: {wrong}")
     return decoded.value
 
 
+def require_servers(settings: Settings, process: Process) -> None:
+    """Parts of one Turnout meet in servers that none of them owns.
+
+    Raises:
+        SettingsError: naming those that `serve` or `worker` lacks.
+    """
+    needed = {"database_url": settings.database_url, "redis_url": settings.redis_url}
+    missing = [f"{PREFIX}{name.upper()}" for name, url in needed.items() if not url]
+    if process != "up" and missing:
+        raise SettingsError(
+            f"{process} needs {' and '.join(missing)}; `turnout up` brings its own servers"
+        )
+
+
 def _value(name: str, text: str) -> str | int:
-    is_number = name in {"port", "journal_limit_mib"} and text.isascii() and text.isdigit()
+    is_number = (
+        name in {"port", "journal_limit_mib", "retention_days"}
+        and text.isascii()
+        and text.isdigit()
+    )
     return int(text) if is_number else text

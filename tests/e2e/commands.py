@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from turnout.embedded.folder import Folder, orphans
+from turnout.settings import Process
 
 TURNOUT = Path(sys.executable).parent / "turnout"
 PATIENCE = 60.0  # a bound, not a wait: machines that run tests may be busy
@@ -67,7 +68,7 @@ def refusal(*arguments: str | Path, variables: Variables | None = None) -> str:
 
 
 class Up:
-    """A `turnout up` that runs."""
+    """A `turnout up`, `serve` or `worker` that runs."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], data_dir: Path, printed: Path, logged: Path
@@ -118,7 +119,7 @@ class Up:
         return httpx.Client(base_url=self.url, headers=headers, timeout=30)
 
     def metric(self, name: str) -> float:
-        """A metric without labels, as Prometheus would read it."""
+        """A metric, as Prometheus would read it; its name is a pattern."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
 
@@ -135,16 +136,21 @@ class Up:
 
 @contextmanager
 def launched(
-    data_dir: Path, *flags: str | Path, variables: Variables | None = None
+    data_dir: Path,
+    *flags: str | Path,
+    variables: Variables | None = None,
+    command: Process = "up",
+    name: str = "",
 ) -> Iterator[Up]:
-    """A `turnout up` on any free port that has only just been started. It is gone afterwards, and
-    so are its servers."""
-    printed, logged = (data_dir.with_name(f"{data_dir.name}.{end}") for end in ("out", "err"))
+    """A process on any free port that has only just been started. It is gone afterwards, and so are
+    its servers. Those on one data folder need names, which tell their output apart."""
+    stem = f"{data_dir.name}{name and '-'}{name}"
+    printed, logged = (data_dir.with_name(f"{stem}.{end}") for end in ("out", "err"))
     with (
         printed.open("wb") as out,
         logged.open("wb") as err,
         subprocess.Popen(
-            [TURNOUT, "up", "--port", "0", "--data-dir", data_dir, *flags],
+            [TURNOUT, command, "--port", "0", "--data-dir", data_dir, *flags],
             env=clean_environment(variables),
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -162,9 +168,15 @@ def launched(
 
 
 @contextmanager
-def up(data_dir: Path, *flags: str | Path, variables: Variables | None = None) -> Iterator[Up]:
-    """A `turnout up` that serves."""
-    with launched(data_dir, *flags, variables=variables) as service:
+def up(
+    data_dir: Path,
+    *flags: str | Path,
+    variables: Variables | None = None,
+    command: Process = "up",
+    name: str = "",
+) -> Iterator[Up]:
+    """A process that serves."""
+    with launched(data_dir, *flags, variables=variables, command=command, name=name) as service:
         service.wait_until_served()
         yield service
 
@@ -172,6 +184,11 @@ def up(data_dir: Path, *flags: str | Path, variables: Variables | None = None) -
 def servers_of(data_dir: Path) -> dict[int, str]:
     """The servers that run on a data folder: pid and program."""
     return orphans(Folder(root=data_dir))
+
+
+def journals_in(data_dir: Path) -> list[Path]:
+    """The folders of the journals in a data folder."""
+    return sorted((data_dir / "journals").iterdir())
 
 
 def children_of(pid: int) -> set[str]:

@@ -93,3 +93,20 @@ def test_migrate_names_what_the_database_has_and_can_be_repeated(
     for _ in range(2):
         assert done("migrate", "--data-dir", tmp_path / "unused", variables=variables) == names
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_project_is_set_up_to_hash_its_units_before_it_has_any(serving: Up) -> None:
+    here = ("--data-dir", serving.data_dir, "--project", "private")
+    assert "no project 'private'" in refusal("project", *here)
+    hashed = "project private: units hashed, default type user\n"
+    assert done("project", *here, "--units", "hashed") == hashed
+    assert done("project", *here) == hashed
+    key = done("keys", "create", "--role", "admin", *here).strip()
+    with serving.client(key) as client:
+        until(lambda: client.get("/v1/project").is_success, "the key works")
+        assert client.get("/v1/project").json()["units"] == "hashed"
+    start_experiment(serving, key, "private")
+    refused = turnout("project", *here, "--units", "plain")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "`units` is fixed" in refused.stderr
+    assert done("project", *here) == hashed

@@ -231,10 +231,10 @@ def test_the_admin_key_is_shown_though_an_earlier_start_failed(
 ) -> None:
     variables = {"TURNOUT_DATABASE_URL": database_url, "TURNOUT_REDIS_URL": redis_url}
     data_dir.mkdir()
-    (data_dir / "journal").touch()
+    (data_dir / "journals").touch()
     line = refusal("up", "--port", "0", "--data-dir", data_dir, variables=variables)
     assert line.startswith("cannot open the journal: ")
-    (data_dir / "journal").unlink()
+    (data_dir / "journals").unlink()
     with up(data_dir, variables=variables) as service:
         assert service.admin_key
 

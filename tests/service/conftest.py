@@ -14,7 +14,8 @@ from turnout.embedded import LiveServers
 from turnout.migrate import migrate
 
 
-def _database(servers: LiveServers, name: str) -> str:
+def database_named(servers: LiveServers, name: str) -> str:
+    """The address of a database on these servers."""
     return urlunsplit(urlsplit(servers.database_url)._replace(path=f"/{name}"))
 
 
@@ -27,7 +28,7 @@ async def template(servers: LiveServers) -> str:
         await admin.execute(f'create database "{name}" template template0')
     finally:
         await admin.close()
-    connection = await asyncpg.connect(_database(servers, name))
+    connection = await asyncpg.connect(database_named(servers, name))
     try:
         await migrate(connection)
     finally:
@@ -42,7 +43,7 @@ async def migrated_url(servers: LiveServers, template: str) -> AsyncIterator[str
     admin = await asyncpg.connect(servers.database_url)
     try:
         await admin.execute(f'create database "{name}" template "{template}"')
-        yield _database(servers, name)
+        yield database_named(servers, name)
         await admin.execute(f'drop database "{name}" with (force)')
     finally:
         await admin.close()

@@ -1,7 +1,7 @@
 """The loop from the far end of the journal to decisions and reports, on a clock that tests move."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, TypeAlias
@@ -21,15 +21,17 @@ from experiments.allocation import propensities
 from experiments.definition import parse_definition
 from experiments.lifecycle import Change
 from experiments.records import Decision, Epoch, ExperimentRecord
-from router.load import EXPOSURE_COLUMNS, OUTCOME_COLUMNS, prepare
+from router.load import prepare
 from router.records import ExposureRecord, OutcomeRecord, Record, encode
+from router.rows import EXPOSURES, OUTCOMES, copy_rows
 
 START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 LATENESS = timedelta(seconds=1)
 SHOP = "shop"
 
 _SEGMENT = """
-    insert into segment (journal, number, records, shipped_at) values ($1, $2, $3, $4) returning id
+    insert into segment (journal, number, records, shipped_at, received_from, received_to)
+    values ($1, $2, $3, $4, $5, $6) returning id
 """
 _SHIPPED = """
     insert into journal (id, shipped_through, heartbeat_at) values ($1, $2, clock_timestamp())
@@ -85,8 +87,10 @@ class Clock:
 class Service:
     """Experiments, the far end of a journal, and a controller."""
 
-    def __init__(self, pool: asyncpg.Pool, redis: Redis) -> None:
+    def __init__(self, pool: asyncpg.Pool, redis: Redis, keep: timedelta | None = None) -> None:
+        """`keep` is for how long raw events are kept; None for ever."""
         self.pool = pool
+        self._keep = keep
         self.clock = Clock()
         self._redis = redis
         self._journal = uuid4()
@@ -98,7 +102,12 @@ class Service:
         """Another process that would lead."""
         metrics = AnalysisMetrics(registry or CollectorRegistry())
         return Controller(
-            self.pool, self._redis, self.clock, holder, Pace(lateness=LATENESS), metrics
+            self.pool,
+            self._redis,
+            self.clock,
+            holder,
+            Pace(lateness=LATENESS, keep=self._keep),
+            metrics,
         )
 
     def change(self, reason: str = "a test") -> Change:
@@ -183,21 +192,31 @@ class Service:
 
     async def ship(self, records: Sequence[Record]) -> int:
         """Put a segment into Postgres, as a shipper would; its id."""
-        load = prepare([encode(record) for record in records])
-        assert not load.letters
         async with self.pool.acquire() as connection, connection.transaction():
-            await connection.execute(
-                "select ensure_day(day) from unnest($1::date[]) day", load.days
+            return await self.load(connection, records)
+
+    async def load(self, connection: store.Connection, records: Sequence[Record]) -> int:
+        """Put a segment into Postgres, in the caller's transaction; its id."""
+        load = await prepare([encode(record) for record in records])
+        assert not load.letters
+        await connection.execute("select ensure_day(day) from unnest($1::date[]) day", load.days)
+        segment: int = await connection.fetchval(
+            _SEGMENT,
+            self._journal,
+            next(self._numbers),
+            len(records),
+            self.clock.now,
+            load.received[0] if load.received else None,
+            load.received[-1] if load.received else None,
+        )
+        for table, entries in ((EXPOSURES, load.exposures), (OUTCOMES, load.outcomes)):
+            rows = [row for entry in entries for row in entry.rows]
+            await connection.copy_to_table(
+                table.name,
+                columns=table.columns,
+                source=_pieces(copy_rows(segment, table, rows)),
+                format="binary",
             )
-            segment: int = await connection.fetchval(
-                _SEGMENT, self._journal, next(self._numbers), len(records), self.clock.now
-            )
-            for table, columns, entries in (
-                ("exposure", EXPOSURE_COLUMNS, load.exposures),
-                ("outcome", OUTCOME_COLUMNS, load.outcomes),
-            ):
-                rows = [(segment, *row) for entry in entries for row in entry.rows]
-                await connection.copy_records_to_table(table, columns=columns, records=rows)
         return segment
 
     async def shipped(self, through: datetime | None = None, journal: UUID | None = None) -> None:
@@ -251,6 +270,11 @@ class Service:
         """Something happens to a user, or to several units."""
         named = (("user", units),) if isinstance(units, str) else units
         return OutcomeRecord(None, project, event, named, value, at, self.clock.now)
+
+
+async def _pieces(data: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in data:
+        yield piece
 
 
 class Visitors:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from analysis.bandit import Reallocation, propose
+from analysis.exact import quotient
 from experiments.allocation import propensities
 from experiments.records import Decision
 from tests.service.loop import Respond, Service, Visitors, definition, mean, metric, rates
@@ -104,11 +105,12 @@ async def test_it_reads_finished_units_only(service: Service) -> None:
     await service.settle()
     [decision] = await service.decisions("x")
     inputs = evidence(decision).inputs
-    assert sum(cell.n for arm in inputs.arms.values() for cell in arm.values()) == 20 * PER_TICK
-    for variant, epochs in inputs.arms.items():
+    finished = inputs.finished
+    assert sum(arm.n for arm in finished.arms.values()) == 20 * PER_TICK
+    for variant, arm in finished.arms.items():
         values = visitors.values("click", variant)
-        assert epochs[1].n == len(values)
-        assert epochs[1].mean[0] == pytest.approx(sum(values) / len(values))
+        assert arm.n == len(values)
+        assert quotient(arm.mean[0], finished.weight) == pytest.approx(sum(values) / len(values))
 
 
 async def test_it_waits_for_its_warm_up(service: Service) -> None:

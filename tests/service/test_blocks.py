@@ -1,11 +1,11 @@
 """Enrolment blocks and the watermark: what decides waits until units have finished."""
 
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from analysis.fold import COMPACTED
+from analysis.cells import ALL, CLOSED
 from analysis.metrics import block_of
 from tests.service.loop import LATENESS, Service, after, definition, mean, metric
 from tests.service.recount import check
@@ -18,7 +18,7 @@ BLOCK = 3
 async def closed(service: Service) -> bool:
     """Whether all cells are closed, none of them being left behind."""
     rows = await service.fetch("select block from cell")
-    return {row["block"] for row in rows} == {COMPACTED}
+    return {row["block"] for row in rows} == {ALL, CLOSED}
 
 
 async def watermark(service: Service) -> float:
@@ -58,6 +58,17 @@ async def test_the_watermark_is_that_of_the_slowest_router_and_never_goes_back(
     assert await watermark(service) == 40
 
 
+async def silence(service: Service, journal: UUID, seconds: float) -> None:
+    """A router was heard for the last time so many seconds ago."""
+    await service.execute(
+        """update journal set heartbeat_at = clock_timestamp() - $2::interval,
+                              beating_since = clock_timestamp() - $2::interval
+           where id = $1""",
+        journal,
+        timedelta(seconds=seconds),
+    )
+
+
 @pytest.mark.parametrize(("silent", "expected"), [(20, 10), (31, 50)])
 async def test_a_router_that_was_silent_for_30_s_holds_the_watermark_back_no_more(
     service: Service, silent: int, expected: float
@@ -65,24 +76,41 @@ async def test_a_router_that_was_silent_for_30_s_holds_the_watermark_back_no_mor
     dead = uuid4()
     await service.shipped(after(10), dead)
     await service.shipped(after(50))
+    await silence(service, dead, silent)
     await service.execute(
-        "update journal set heartbeat_at = clock_timestamp() - $2::interval where id = $1",
-        dead,
-        timedelta(seconds=silent),
+        "update journal set beating_since = clock_timestamp() - interval '1 h' where id <> $1", dead
     )
     await service.tick()
     assert await watermark(service) == expected
 
 
-async def test_without_any_router_the_watermark_stands_still(service: Service) -> None:
+async def test_when_all_were_silent_the_first_that_is_heard_again_passes_nobody(
+    service: Service,
+) -> None:
+    other = uuid4()
+    await service.shipped(after(10), other)
+    await silence(service, other, 100)
+    await service.shipped(after(50))
+    await service.tick()
+    assert await watermark(service) == 10
+
+
+async def test_before_any_router_has_shipped_there_is_no_watermark(service: Service) -> None:
     await service.tick()
     [row] = await service.fetch("select watermark = '-infinity' as never from fold_position")
     assert row["never"]
+
+
+async def test_once_all_journals_are_withdrawn_the_watermark_follows_the_clock(
+    service: Service,
+) -> None:
     await service.shipped(after(7))
     await service.tick()
+    assert await watermark(service) == 7
     await service.execute("delete from journal")
     await service.tick()
-    assert await watermark(service) == 7
+    [row] = await service.fetch("select clock_timestamp() - watermark as behind from fold_position")
+    assert timedelta(seconds=30) <= row["behind"] < timedelta(seconds=40)
 
 
 async def test_closing_keeps_the_moments_and_few_cells(service: Service) -> None:
@@ -101,7 +129,7 @@ async def test_closing_keeps_the_moments_and_few_cells(service: Service) -> None
     assert len(await service.fetch("select from cell where block > 0")) > 20
     await service.settle(200)
     finished = await service.report("x")
-    assert [row["n"] for row in await service.fetch("select n from cell")] == [30, 30]
+    assert [row["n"] for row in await service.fetch("select n from cell")] == [30] * 4
     [metric_before], [metric_after] = before.metrics, finished.metrics
     assert {v: arm.finished for v, arm in metric_before.arms.items()} == {"a": 0, "b": 0}
     assert {v: arm.finished for v, arm in metric_after.arms.items()} == {"a": 30, "b": 30}

@@ -8,7 +8,7 @@ import asyncpg
 
 from experiments import store
 from experiments.keys import new_key
-from turnout.service import bootstrap
+from turnout.parts import bootstrap
 
 
 async def test_of_many_first_starts_one_gets_the_key(pool: asyncpg.Pool) -> None:

@@ -47,7 +47,10 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
 
 def fitting(door: Door) -> str:
     """The permission for what a door does."""
-    if door.path.startswith("/v1/keys"):
+    if door.path.startswith(("/v1/keys", "/v1/units")) or (door.method, door.path) == (
+        "PATCH",
+        "/v1/project",
+    ):
         return "administer"
     if door.path.startswith(("/v1/assign", "/ofrep/")):
         return "evaluate"

@@ -77,7 +77,7 @@ def exposure(unit: str = "u1", **changes: object) -> ExposureRecord:
     return msgspec.structs.replace(record, **changes)
 
 
-def outcome(value: float | None, key: UUID | None = None, **changes: object) -> OutcomeRecord:
+def outcome(value: float | None, key: bytes | None = None, **changes: object) -> OutcomeRecord:
     """An outcome."""
     record = OutcomeRecord(key, "shop", "click", (("user", "u1"),), value, NOW, NOW)
     return msgspec.structs.replace(record, **changes)
@@ -117,7 +117,7 @@ async def test_records_arrive_as_they_were_written(
     plain = exposure("u2")
     happened = outcome(
         2.5,
-        uuid4(),
+        uuid4().bytes,
         units=(("user", "u1"), ("session", "s1")),
         attributes={"text": 'back\\u0000slash "quoted"'},
     )
@@ -152,9 +152,11 @@ async def test_records_arrive_as_they_were_written(
         )
     ]
     rows = await pool.fetch("select * from outcome order by ordinal, unit_type")
+    assert happened.id is not None
+    key = UUID(bytes=happened.id)
     assert [(row["ordinal"], row["id"], row["unit_type"], row["unit"]) for row in rows] == [
-        (1, happened.id, "session", "s1"),
-        (1, happened.id, "user", "u1"),
+        (1, key, "session", "s1"),
+        (1, key, "user", "u1"),
         (3, None, "user", "u1"),
     ]
     assert [row["value"] for row in rows] == [2.5, 2.5, None]
@@ -181,7 +183,7 @@ async def test_shipping_again_ships_nothing_again(
 async def test_a_crash_between_commit_and_removal_doubles_nothing(
     pool: asyncpg.Pool, journal: Journal, shipper: Shipper, clock: Clock, tmp_path: Path
 ) -> None:
-    await journal.append([outcome(1), outcome(2, uuid4()), exposure()])
+    await journal.append([outcome(1), outcome(2, uuid4().bytes), exposure()])
     await journal.rotate()
     (segment,) = journal.sealed()
     data = segment.path.read_bytes()
@@ -189,15 +191,14 @@ async def test_a_crash_between_commit_and_removal_doubles_nothing(
     await journal.close()
     segment.path.write_bytes(data)  # the removal never happened
 
-    again = await Journal.open(tmp_path / "journal", clock)
+    again = await Journal.adopt(tmp_path / "journal", clock)
     try:
         assert [left.number for left in again.sealed()] == [segment.number]
-        await again.append([outcome(3)])
         second = shipper_of(pool, again, clock)
         await second.ship_once()
-        assert await values(pool) == [1, 2, 3]
+        assert await values(pool) == [1, 2]
         assert await pool.fetchval("select count(*) from exposure") == 1
-        assert (second.segments, second.records) == (1, 1)
+        assert (second.segments, second.records) == (0, 0)
         assert again.sealed() == []
     finally:
         await again.close()
@@ -206,14 +207,14 @@ async def test_a_crash_between_commit_and_removal_doubles_nothing(
 async def test_an_id_counts_once(
     pool: asyncpg.Pool, journal: Journal, shipper: Shipper, clock: Clock, tmp_path: Path
 ) -> None:
-    first, second = uuid4(), uuid4()
+    first, second = uuid4().bytes, uuid4().bytes
     await journal.append([outcome(1, first), outcome(1, first), outcome(9), outcome(9)])
     await journal.rotate()
     await journal.append([outcome(1, first), outcome(2, second)])
     await shipper.ship_once()
     other = await Journal.open(tmp_path / "other", clock)
     try:
-        await other.append([outcome(2, second), outcome(3, uuid4())])
+        await other.append([outcome(2, second), outcome(3, uuid4().bytes)])
         await shipper_of(pool, other, clock).ship_once()
     finally:
         await other.close()
@@ -225,14 +226,56 @@ async def test_an_id_counts_once(
 async def test_of_outcomes_with_one_id_the_first_stays(
     pool: asyncpg.Pool, journal: Journal, shipper: Shipper
 ) -> None:
-    key = uuid4()
+    key = uuid4().bytes
     await journal.append([outcome(5, key), outcome(6, key)])
     await shipper.ship_once()
     assert await values(pool) == [5]
 
 
+async def test_what_an_older_version_left_in_the_journal_is_shipped(
+    pool: asyncpg.Pool, journal: Journal, shipper: Shipper
+) -> None:
+    key = uuid4()
+    await journal.append([exposure("u1")])
+    await journal.rotate()
+    (segment,) = journal.sealed()
+    tail = ["shop", "click", [["user", "u1"]]]
+    older = [
+        ["outcome", str(key), *tail, 1.5, NOW - timedelta(seconds=5), NOW, {"country": "AT"}],
+        ["outcome", None, *tail, None, NOW, NOW],
+    ]
+    with segment.path.open("ab") as file:
+        file.write(b"".join(frame(msgspec.msgpack.encode(record)) for record in older))
+    await journal.append([outcome(9, key.bytes)])
+    await shipper.ship_once()
+    rows = await pool.fetch("select id, unit, value, at, attributes from outcome order by value")
+    assert [tuple(row) for row in rows] == [
+        (key, "u1", 1.5, NOW - timedelta(seconds=5), '{"country": "AT"}'),
+        (None, "u1", None, NOW, None),
+    ]
+    assert (shipper.letters, shipper.duplicates) == (0, 1)
+
+
+async def test_shippers_that_take_the_same_ids_at_once_do_not_stop_each_other(
+    pool: asyncpg.Pool, clock: Clock, tmp_path: Path
+) -> None:
+    keys = [uuid4().bytes for _ in range(3_000)]
+    journals = [await Journal.open(tmp_path / str(n), clock) for n in range(4)]
+    shippers = [shipper_of(pool, journal, clock) for journal in journals]
+    try:
+        for number, journal in enumerate(journals):
+            order = keys[number * 500 :] + keys[: number * 500]
+            await journal.append([outcome(keys.index(key), key) for key in order])
+        await asyncio.gather(*(shipper.ship_once() for shipper in shippers))
+    finally:
+        for journal in journals:
+            await journal.close()
+    assert await values(pool) == list(range(3_000))
+    assert sum(shipper.duplicates for shipper in shippers) == 3 * 3_000
+
+
 async def test_many_ids_at_once(pool: asyncpg.Pool, journal: Journal, shipper: Shipper) -> None:
-    keys = [uuid4() for _ in range(12_000)]
+    keys = [uuid4().bytes for _ in range(12_000)]
     await journal.append([outcome(n, key) for n, key in enumerate(keys)])
     await journal.append([outcome(-1, key) for key in keys])
     await shipper.ship_once()
@@ -279,7 +322,7 @@ async def test_poison_is_set_aside_and_the_rest_is_stored(
     assert all("U+0000" in reasons[ordinal] for ordinal in (1, 3, 4))
     assert all("not finite" in reasons[ordinal] for ordinal in (6, 7))
     assert "names no unit" in reasons[8]
-    assert "value out of int32 range" in reasons[9]
+    assert "-2147483648 <= number <= 2147483647" in reasons[9]
     assert "no offset" in reasons[10]
     assert all(reasons[ordinal] for ordinal in (12, 13, 14))
     assert await pool.fetchval("select records from segment") == 16
@@ -294,7 +337,7 @@ async def test_what_only_postgres_can_refuse_is_found_among_many(
     await pool.execute("alter table outcome add check (value <> all('{100, 101, 999}'))")
     await journal.append([outcome(n) for n in range(1_000)])
     await journal.append(
-        [outcome(n, uuid4(), units=(("a", "x"), ("b", "y"))) for n in (999, 1_000)]
+        [outcome(n, uuid4().bytes, units=(("a", "x"), ("b", "y"))) for n in (999, 1_000)]
     )
     await shipper.ship_once()
     assert await values(pool) == [
@@ -486,7 +529,7 @@ async def test_cut_off_in_the_middle_of_a_segment(
     pool: asyncpg.Pool, journal: Journal, shipper: Shipper
 ) -> None:
     """Half of it is written when the connection goes: nothing of it stays, then all of it."""
-    await journal.append([exposure(), outcome(1, uuid4()), outcome(2)])
+    await journal.append([exposure(), outcome(1, uuid4().bytes), outcome(2)])
     # Without its partition it would wait for the lock before it has written anything.
     await pool.execute("select ensure_day($1)", NOW.date())
     async with pool.acquire() as other, other.transaction():

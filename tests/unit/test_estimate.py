@@ -14,10 +14,11 @@ from statsmodels.stats.proportion import (
 )
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from analysis.estimate import Comparison, Stratum, compare, fieller
+from analysis.epoch_sums import PRIOR_UNITS
+from analysis.estimate import Comparison, fieller
 from analysis.moments import EMPTY, Moments
-from analysis.variance import PRIOR_UNITS, weighted_mean_variance
-from tests.unit.samples import proportion
+from analysis.variance import ArmVariance, weighted_mean_variance
+from tests.unit.samples import compared, contrast, proportion
 
 NUMBERS = [
     "std_error",
@@ -31,8 +32,8 @@ NUMBERS = [
 ]
 
 
-def one_epoch(control: Moments, treatment: Moments) -> list[Stratum]:
-    return [Stratum(epoch=1, control=control, treatment=treatment)]
+def one_epoch(control: Moments, treatment: Moments) -> list[tuple[Moments, Moments]]:
+    return [(control, treatment)]
 
 
 def interval(result: Comparison) -> tuple[float, float]:
@@ -65,7 +66,7 @@ def test_the_reference_table(
     high: float,
     p_value: float,
 ) -> None:
-    result = compare(one_epoch(proportion(*control), proportion(*treatment)), "proportion")
+    result = compared(one_epoch(proportion(*control), proportion(*treatment)), "proportion")
     assert result.difference == pytest.approx(difference, abs=5e-4)
     assert interval(result) == pytest.approx(
         (low, high), abs=5e-4 if abs(difference) > 0.1 else 5e-5
@@ -82,7 +83,7 @@ def test_proportions_are_statsmodels_wald(
 ) -> None:
     (n0, x0), (n1, x1) = control, treatment
     assume(0 < x0 < n0 or 0 < x1 < n1)
-    result = compare(one_epoch(proportion(n0, x0), proportion(n1, x1)), "proportion", alpha)
+    result = compared(one_epoch(proportion(n0, x0), proportion(n1, x1)), "proportion", alpha)
     low, high = confint_proportions_2indep(x1, n1, x0, n0, method="wald", alpha=alpha)
     assert interval(result) == pytest.approx((low, high), rel=1e-9, abs=1e-12)
     with np.errstate(divide="ignore"):  # statsmodels also works out odds ratios, not used here
@@ -99,7 +100,7 @@ scores = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40)
 @given(scores, scores)
 def test_means_are_welch(control: list[float], treatment: list[float]) -> None:
     assume(min(np.var(control), np.var(treatment)) > 1e-6)
-    result = compare(one_epoch(Moments.of(control), Moments.of(treatment)), "mean")
+    result = compared(one_epoch(Moments.of(control), Moments.of(treatment)), "mean")
     expected = stats.ttest_ind(treatment, control, equal_var=False)
     assert result.statistic == pytest.approx(expected.statistic, rel=1e-6, abs=1e-9)
     assert result.df == pytest.approx(expected.df, rel=1e-6)
@@ -153,8 +154,8 @@ def test_fieller_by_root_finding() -> None:
 @given(scores, scores)
 def test_a_negative_control_mean_mirrors_the_lift(a: list[float], b: list[float]) -> None:
     assume(np.var(a) + np.var(b) > 1e-6)
-    plus = compare(one_epoch(Moments.of(a), Moments.of(b)), "mean")
-    minus = compare(one_epoch(Moments.of([-x for x in a]), Moments.of([-x for x in b])), "mean")
+    plus = compared(one_epoch(Moments.of(a), Moments.of(b)), "mean")
+    minus = compared(one_epoch(Moments.of([-x for x in a]), Moments.of([-x for x in b])), "mean")
     assert plus.notes == minus.notes
     if plus.lift is not None and minus.lift is not None:
         assert minus.lift == pytest.approx(-plus.lift)
@@ -181,7 +182,7 @@ def test_a_negative_control_mean_mirrors_the_lift(a: list[float], b: list[float]
 def test_what_is_not_defined_is_none(
     control: Moments, treatment: Moments, notes: tuple[str, ...]
 ) -> None:
-    result = compare(one_epoch(control, treatment), "proportion")
+    result = compared(one_epoch(control, treatment), "proportion")
     assert result.notes == notes
     assert all(getattr(result, name) is None for name in NUMBERS)
     assert_is_json(result)
@@ -189,23 +190,23 @@ def test_what_is_not_defined_is_none(
 
 def test_means_without_spread_or_units() -> None:
     constant = Moments.of([2.0, 2.0, 2.0])
-    assert compare(one_epoch(constant, constant), "mean").notes == ("zero_variance",)
-    one = compare(one_epoch(Moments.of([1.0]), constant), "mean")
+    assert compared(one_epoch(constant, constant), "mean").notes == ("zero_variance",)
+    one = compared(one_epoch(Moments.of([1.0]), constant), "mean")
     assert one.notes == ("too_few_units",)
     assert (one.difference, one.lift, one.p_value) == (1.0, 1.0, None)
-    half = compare(one_epoch(constant, Moments.of([1.0, 4.0])), "mean")
+    half = compared(one_epoch(constant, Moments.of([1.0, 4.0])), "mean")
     assert half.p_value is not None  # spread in one arm is enough
     assert half.df == pytest.approx(1.0)
-    zero = compare(one_epoch(Moments.of([-1.0, 1.0]), Moments.of([1.0, 4.0])), "mean")
+    zero = compared(one_epoch(Moments.of([-1.0, 1.0]), Moments.of([1.0, 4.0])), "mean")
     assert (zero.lift, zero.notes) == (None, ("zero_control_mean",))
     assert zero.p_value is not None
-    tiny = compare(one_epoch(Moments.of([5e-324, 5e-324]), Moments.of([1.0, 4.0])), "mean")
+    tiny = compared(one_epoch(Moments.of([5e-324, 5e-324]), Moments.of([1.0, 4.0])), "mean")
     assert (tiny.lift, tiny.notes) == (None, ("zero_control_mean",))
 
 
 def test_a_lift_beyond_floats_is_unbounded() -> None:
     tiny = Moments.of([0.0, 3.642342869103253e-237])
-    result = compare(one_epoch(tiny, Moments.of([0.0, 1.0])), "mean")
+    result = compared(one_epoch(tiny, Moments.of([0.0, 1.0])), "mean")
     assert result.lift is not None
     assert (result.lift_ci_low, result.lift_ci_high) == (None, None)
     assert result.notes == ("lift_interval_unbounded",)
@@ -214,7 +215,7 @@ def test_a_lift_beyond_floats_is_unbounded() -> None:
 
 def test_a_billion_units_and_a_p_value_below_floats() -> None:
     n = 10**9
-    result = compare(one_epoch(proportion(n, n // 1000), proportion(n, n // 500)), "proportion")
+    result = compared(one_epoch(proportion(n, n // 1000), proportion(n, n // 500)), "proportion")
     assert result.p_value is not None
     assert 0.0 < result.p_value < 1e-300
     assert result.log10_p_value == pytest.approx(-72506.1, abs=0.1)
@@ -224,57 +225,57 @@ def test_a_billion_units_and_a_p_value_below_floats() -> None:
 
 def test_epochs_with_one_arm_are_left_out_and_counted() -> None:
     strata = [
-        Stratum(epoch=1, control=proportion(100, 30), treatment=EMPTY),
-        Stratum(epoch=2, control=proportion(200, 20), treatment=proportion(100, 15)),
-        Stratum(epoch=3, control=EMPTY, treatment=EMPTY),
+        (proportion(100, 30), EMPTY),
+        (proportion(200, 20), proportion(100, 15)),
+        (EMPTY, EMPTY),
     ]
-    result = compare(strata, "proportion")
+    result = compared(strata, "proportion")
     assert (result.epochs_used, result.epochs_left_out, result.units_left_out) == (1, 1, 100)
     assert (result.n_control, result.n_treatment) == (200, 100)
-    alone = compare(strata[1:2], "proportion")
+    alone = compared(strata[1:2], "proportion")
     assert (result.difference, result.p_value) == (alone.difference, alone.p_value)
 
 
 def test_weights_are_the_units_of_the_epoch() -> None:
     strata = [
-        Stratum(epoch=1, control=proportion(100, 10), treatment=proportion(100, 20)),
-        Stratum(epoch=2, control=proportion(300, 90), treatment=proportion(100, 60)),
+        (proportion(100, 10), proportion(100, 20)),
+        (proportion(300, 90), proportion(100, 60)),
     ]
-    assert compare(strata, "proportion").difference == pytest.approx(0.1 / 3 + 0.3 * 2 / 3)
-    of_all = [
-        msgspec.structs.replace(stratum, units=units)
-        for stratum, units in zip(strata, (900, 600), strict=True)
-    ]
-    assert compare(of_all, "proportion").difference == pytest.approx(0.1 * 0.6 + 0.3 * 0.4)
+    assert compared(strata, "proportion").difference == pytest.approx(0.1 / 3 + 0.3 * 2 / 3)
+    thirds = (proportion(700, 0), proportion(200, 0))
+    of_all = [(*stratum, third) for stratum, third in zip(strata, thirds, strict=True)]
+    assert compared(of_all, "proportion").difference == pytest.approx(0.1 * 0.6 + 0.3 * 0.4)
 
 
 def test_what_is_refused() -> None:
     cell = proportion(10, 3)
-    with pytest.raises(ValueError, match="twice"):
-        compare([Stratum(1, cell, cell), Stratum(1, cell, cell)], "proportion")
     with pytest.raises(ValueError, match="alpha"):
-        compare(one_epoch(cell, cell), "proportion", alpha=1.0)
+        compared(one_epoch(cell, cell), "proportion", alpha=1.0)
     with pytest.raises(ValueError, match="not a proportion"):
-        compare(one_epoch(Moments.of([0.5, 0.7]), cell), "proportion")
-    with pytest.raises(ValueError, match="fewer units"):
-        Stratum(1, cell, cell, units=19)
+        compared(one_epoch(Moments.of([0.5, 0.7]), cell), "proportion")
+
+
+def arm_variance(*epochs: Moments) -> ArmVariance | None:
+    """The variance of the mean of one arm over epochs of the same weight."""
+    most = max(cell.n for cell in epochs)
+    balanced = [(cell, proportion(most + 1 - cell.n, 0)) for cell in epochs]
+    return weighted_mean_variance(contrast(balanced, "mean"), "a", "mean")
 
 
 def test_the_variance_of_an_epoch_borrows_from_the_others() -> None:
     big, small = Moments.of([1.0, 3.0] * 500), Moments.of([2.0])
     pooled = big.variance  # a single unit adds nothing to it
-    found = weighted_mean_variance([big, small], (0.5, 0.5), "mean")
+    found = arm_variance(big, small)
     assert found is not None
     assert pooled is not None
     assert found.variance == pytest.approx(0.25 * pooled / 1000 + 0.25 * pooled / 1)
     # Nearly all of it hangs on one unit, whose variance rests on the big epoch's 999 degrees.
     assert found.df == pytest.approx(999.0, rel=0.01)
-    spread = Moments.of([0.0, 10.0])
-    own = weighted_mean_variance([big, spread], (0.5, 0.5), "mean")
+    own = arm_variance(big, Moments.of([0.0, 10.0]))
     assert own is not None
     shrunk = (50.0 + PRIOR_UNITS * 1050 / 1000) / (1 + PRIOR_UNITS)
     assert own.variance == pytest.approx(0.25 * 1.0 / 1000 + 0.25 * shrunk / 2, rel=0.01)
-    assert weighted_mean_variance([small, small], (0.5, 0.5), "mean") is None
-    flat = weighted_mean_variance([small, Moments.of([2.0, 2.0])], (0.5, 0.5), "mean")
+    assert arm_variance(small, small) is None
+    flat = arm_variance(small, Moments.of([2.0, 2.0]))
     assert flat is not None
     assert flat.variance == 0.0

@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr
 
-from analysis.estimate import Stratum, compare
 from analysis.moments import Moments
-from tests.unit.samples import at_most, proportion
+from tests.unit.samples import at_most, compared, proportion
 
 Counts = NDArray[np.int64]
 
@@ -51,10 +50,10 @@ def false_positives(n: Counts, x: Counts) -> tuple[float, float]:
     missed = 0
     for run_n, run_x in zip(n.tolist(), x.tolist(), strict=True):
         strata = [
-            Stratum(epoch, proportion(units[0], conv[0]), proportion(units[1], conv[1]))
-            for epoch, (units, conv) in enumerate(zip(run_n, run_x, strict=True))
+            (proportion(units[0], conv[0]), proportion(units[1], conv[1]))
+            for units, conv in zip(run_n, run_x, strict=True)
         ]
-        result = compare(strata, "proportion")
+        result = compared(strata, "proportion")
         missed += result.p_value is not None and result.p_value < 0.05
     p = x.sum(axis=1) / n.sum(axis=1)
     std_error = np.sqrt((p * (1 - p) / n.sum(axis=1)).sum(axis=1))
@@ -124,12 +123,10 @@ def test_means_over_epochs_keep_their_level() -> None:
     runs, missed = 1_000, 0
     for _ in range(runs):
         strata = []
-        for epoch, (propensity, scale) in enumerate(((0.1, 3.0), (0.3, 1.0), (0.5, 2.0))):
+        for propensity, scale in ((0.1, 3.0), (0.3, 1.0), (0.5, 2.0)):
             treated = int(rng.binomial(400, propensity))
             scores = scale * rng.lognormal(0.0, 0.5, 400)
-            strata.append(
-                Stratum(epoch, Moments.of(scores[treated:]), Moments.of(scores[:treated]))
-            )
-        result = compare(strata, "mean")
+            strata.append((Moments.of(scores[treated:]), Moments.of(scores[:treated])))
+        result = compared(strata, "mean")
         missed += result.p_value is not None and result.p_value < 0.05
     assert missed / runs <= at_most(0.05, runs)

@@ -59,6 +59,16 @@ async def opened(
         await journal.close()
 
 
+@asynccontextmanager
+async def adopted(folder: Path) -> AsyncIterator[Journal]:
+    """What somebody left in this folder, closed in the end."""
+    journal = await Journal.adopt(folder, now)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
 async def contents(journal: Journal) -> list[float | None]:
     """The values of all outcomes in sealed segments, in order."""
     return [
@@ -67,6 +77,11 @@ async def contents(journal: Journal) -> list[float | None]:
         for record in map(decode, await journal.read(segment))
         if isinstance(record, OutcomeRecord)
     ]
+
+
+def entries(folder: Path) -> list[Path]:
+    """All that is in a folder."""
+    return list(folder.iterdir())
 
 
 def segment_files(folder: Path) -> list[Path]:
@@ -144,22 +159,122 @@ async def test_one_process_holds_it(tmp_path: Path) -> None:
     async with opened(tmp_path):
         with pytest.raises(JournalLockedError, match="another process"):
             await Journal.open(tmp_path, now)
-    async with opened(tmp_path):
-        pass
+        with pytest.raises(JournalLockedError, match="another process"):
+            await Journal.adopt(tmp_path, now)
+    async with adopted(tmp_path):
+        with pytest.raises(JournalLockedError, match="another process"):
+            await Journal.adopt(tmp_path, now)
 
 
-async def test_its_id_stays(tmp_path: Path) -> None:
+# Who a segment is.
+
+
+async def test_what_is_left_keeps_its_id_and_its_numbers(tmp_path: Path) -> None:
     made = UUID(int=7)
     journal = await Journal.open(tmp_path, now, new_id=lambda: made)
+    await journal.append([outcome(1)])
+    await journal.rotate()
+    await journal.append([outcome(2)])
     await journal.close()
-    async with opened(tmp_path) as again:
-        assert again.id == made
+    for _ in range(2):
+        async with adopted(tmp_path) as left:
+            assert left.id == made
+            assert [segment.number for segment in left.sealed()] == [1, 2]
+            assert await contents(left) == [1, 2]
+
+
+async def test_nobody_appends_to_a_journal_of_another_life(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await journal.append([outcome(1)])
+    with pytest.raises(JournalError, match="another life"):
+        await Journal.open(tmp_path, now)
+    async with adopted(tmp_path) as left:
+        with pytest.raises(JournalClosedError):
+            left.append([outcome(2)])
+        await left.rotate()
+        assert await contents(left) == [1]
+
+
+async def test_a_folder_whose_segments_were_deleted_begins_no_number_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await journal.append([outcome(1)])
+    for path in segment_files(tmp_path):
+        path.unlink()
+    with pytest.raises(JournalError, match="another life"):
+        await Journal.open(tmp_path, now)
+    async with adopted(tmp_path) as left:
+        assert left.sealed() == []
+
+
+async def test_each_process_begins_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    first, second = [await Journal.begin(tmp_path / "journals", now) for _ in range(2)]
+    assert first.id != second.id
+    assert len(entries(tmp_path / "journals")) == 2
+    await first.append([outcome(1)])
+    await first.close(clear=True)
+    await second.close(clear=True)
+    (left,) = entries(tmp_path / "journals")
+    async with adopted(left) as journal:
+        assert (journal.id, await contents(journal)) == (first.id, [1])
+
+
+async def test_segments_without_an_id_get_one_that_stays(tmp_path: Path) -> None:
+    await write_and_die(tmp_path, [outcome(1)])
+    (tmp_path / "id").unlink()
+    async with adopted(tmp_path) as first:
+        assert await contents(first) == [1]
+    async with adopted(tmp_path) as second:
+        assert second.id == first.id
 
 
 async def test_a_folder_with_a_broken_id_is_refused(tmp_path: Path) -> None:
     (tmp_path / "id").write_text("nonsense")
     with pytest.raises(JournalError, match="does not hold the id"):
-        await Journal.open(tmp_path, now)
+        await Journal.adopt(tmp_path, now)
+
+
+async def test_what_is_no_journal_is_not_adopted(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(JournalError, match="is no journal"):
+        await Journal.adopt(tmp_path, now)
+    with pytest.raises(FileNotFoundError):
+        await Journal.adopt(tmp_path / "missing", now)
+    assert [path.name for path in entries(tmp_path)] == ["holiday.jpg"]
+
+
+async def test_a_folder_goes_once_all_was_shipped_and_stays_while_anything_is_left(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "journal"
+    active = await write_and_die(folder, [outcome(1)], [outcome(2)])
+    active.write_bytes(active.read_bytes()[:-1])
+    left = await Journal.adopt(folder, now)
+    assert left.torn == 1
+    await left.close(clear=True)
+    assert active.exists()
+    left = await Journal.adopt(folder, now)
+    for segment in left.sealed():
+        await left.remove(segment)
+    (folder / "note.txt").touch()  # an operator's
+    await left.close(clear=True)
+    assert {path.suffix for path in entries(folder)} == {"", ".txt", ".torn"}
+    (folder / "note.txt").unlink()
+    await (await Journal.adopt(folder, now)).close(clear=True)
+    assert not folder.exists()
+
+
+async def test_damage_that_was_set_aside_keeps_its_folder(tmp_path: Path) -> None:
+    active = await write_and_die(tmp_path / "journal", [outcome(1)], [outcome(2)])
+    data = bytearray(active.read_bytes())
+    data[30] ^= 1
+    active.write_bytes(data)
+    left = await Journal.adopt(tmp_path / "journal", now)
+    assert await contents(left) == [2]
+    for segment in left.sealed():
+        await left.remove(segment)
+    await left.close(clear=True)
+    (side,) = (tmp_path / "journal").glob("*.damaged")
+    assert side.read_bytes() in bytes(data)
 
 
 async def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
@@ -173,7 +288,7 @@ async def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
     with pytest.raises(JournalClosedError):
         await journal.rotate()
     await journal.close()
-    async with opened(tmp_path) as again:
+    async with adopted(tmp_path) as again:
         assert await contents(again) == [1]
 
 
@@ -232,21 +347,6 @@ async def test_segments_rotate_by_size(tmp_path: Path) -> None:
         assert await contents(journal) == list(range(200))
 
 
-async def test_numbers_never_restart(tmp_path: Path) -> None:
-    seen: list[int] = []
-    for turn in range(4):
-        async with opened(tmp_path) as journal:
-            for number in range(2):
-                await journal.append([outcome(number)])
-                await journal.rotate()
-            if turn == 2:  # the process ends with something left
-                await journal.append([outcome(9)])
-            for segment in journal.sealed():
-                seen.append(segment.number)
-                await journal.remove(segment)
-    assert seen == list(range(1, 10))
-
-
 async def test_depth_and_age_tell_what_is_not_shipped(tmp_path: Path) -> None:
     times = [NOW + timedelta(seconds=n) for n in range(10)]
     clock = iter(times)
@@ -265,7 +365,7 @@ async def test_depth_and_age_tell_what_is_not_shipped(tmp_path: Path) -> None:
     assert journal.oldest_at == times[3]
     depth = journal.depth
     await journal.close()
-    async with opened(tmp_path) as again:
+    async with adopted(tmp_path) as again:
         assert (again.depth, again.oldest_at) == (depth, times[3])
 
 
@@ -284,6 +384,20 @@ async def test_past_its_limit_it_refuses_until_something_is_shipped(tmp_path: Pa
         await journal.remove(segment)
         assert not journal.full
         await journal.append([outcome(1)])
+
+
+async def test_what_others_left_on_the_disk_counts_towards_the_limit(tmp_path: Path) -> None:
+    left = [900]
+    limits = Limits(unshipped_bytes=1_000)
+    journal = await Journal.open(tmp_path, now, limits=limits, beside=lambda: left[0])
+    try:
+        await journal.append([outcome(1)])
+        await journal.append([outcome(2)])
+        assert journal.full
+        left[0] = 0
+        assert not journal.full
+    finally:
+        await journal.close()
 
 
 async def test_what_waits_is_bounded(tmp_path: Path) -> None:
@@ -316,14 +430,11 @@ async def test_a_torn_tail_is_cut_off_at_every_byte(tmp_path: Path) -> None:
         folder = tmp_path / str(lost)
         folder.mkdir()
         (folder / source.name).write_bytes(data[:-lost])
-        async with opened(folder) as journal:
+        async with adopted(folder) as journal:
             assert await contents(journal) == [1]
             assert (journal.torn, journal.damaged) == (int(lost < last), 0)
             (segment,) = journal.sealed()
             assert segment.path.stat().st_size == segment.size == len(data) - last
-            await journal.append([outcome(3)])
-            await journal.rotate()
-            assert await contents(journal) == [1, 3]
 
 
 async def test_a_first_write_that_was_torn_leaves_nothing(tmp_path: Path) -> None:
@@ -333,12 +444,9 @@ async def test_a_first_write_that_was_torn_leaves_nothing(tmp_path: Path) -> Non
         folder = tmp_path / str(kept)
         folder.mkdir()
         (folder / source.name).write_bytes(data[:kept])
-        async with opened(folder) as journal:
+        async with adopted(folder) as journal:
             assert journal.sealed() == []
-            await journal.append([outcome(2)])
-            await journal.rotate()
-            assert await contents(journal) == [2]
-            assert [segment.number for segment in journal.sealed()] == [1]
+            assert journal.damaged == 0
 
 
 async def test_a_flipped_byte_is_reported_and_set_aside(
@@ -353,7 +461,7 @@ async def test_a_flipped_byte_is_reported_and_set_aside(
         flipped = data[:at] + bytes((data[at] ^ 0x10,)) + data[at + 1 :]
         (folder / source.name).write_bytes(flipped)
         caplog.clear()
-        async with opened(folder) as journal:
+        async with adopted(folder) as journal:
             assert (journal.damaged, journal.torn) == (1, 0)
             assert [record.message for record in caplog.records] == ["journal bytes set aside"]
             assert await contents(journal) == [1, 3]
@@ -383,8 +491,8 @@ from router.journal import Journal, Limits
 from router.records import OutcomeRecord
 
 async def main():
-    journal = await Journal.open(
-        Path({str(tmp_path / "journal")!r}), lambda: datetime.now(UTC),
+    journal = await Journal.begin(
+        Path({str(tmp_path)!r}), lambda: datetime.now(UTC),
         limits=Limits(segment_bytes=20_000),
     )
     async def client(number):
@@ -413,13 +521,15 @@ asyncio.run(main())
         seen += (await asyncio.wait_for(process.stdout.read(), 20)).splitlines(keepends=True)
         await process.wait()
         acknowledged += [float(line) for line in seen if line.endswith(b"\n")]
-        async with opened(tmp_path / "journal") as journal:
-            stored = await contents(journal)
+    stored: list[float | None] = []
+    for folder in entries(tmp_path):
+        async with adopted(folder) as journal:
+            stored += await contents(journal)
             assert journal.damaged == 0
-        for value in set(acknowledged):
-            assert stored.count(value) >= 2 * acknowledged.count(value)
-    numbers = [int(path.stem) for path in segment_files(tmp_path / "journal")]
-    assert numbers == list(range(1, len(numbers) + 1))
+            numbers = [segment.number for segment in journal.sealed()]
+            assert numbers == list(range(1, len(numbers) + 1))
+    for value in set(acknowledged):
+        assert stored.count(value) >= 2 * acknowledged.count(value)
 
 
 # A disk that refuses.
@@ -434,10 +544,12 @@ async def test_after_a_failed_sync_nothing_that_waited_is_acknowledged(tmp_path:
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(result) for result in results] == [JournalWriteError] * 3
         assert journal.failures == 1
+        assert journal.refusal == "[Errno 5] input/output error"
         (segment,) = journal.sealed()  # at its last good length, and a new one is begun
         assert await contents(journal) == [1]
         assert segment.path.stat().st_size == segment.size
         await journal.append([outcome(5)])
+        assert journal.refusal is None
         await journal.rotate()
         assert await contents(journal) == [1, 5]
         assert [segment.number for segment in journal.sealed()] == [1, 2]
@@ -454,7 +566,7 @@ async def test_half_a_write_is_taken_back(tmp_path: Path) -> None:
         await journal.rotate()
         assert await contents(journal) == [0, 1, 2]
         assert [segment.number for segment in journal.sealed()] == [1, 2, 3]
-    async with opened(tmp_path) as again:
+    async with adopted(tmp_path) as again:
         assert (again.torn, again.damaged) == (0, 0)
         assert await contents(again) == [0, 1, 2]
 
@@ -524,5 +636,5 @@ async def test_a_journal_whose_disk_refuses_closes_and_can_be_opened_again(tmp_p
     await journal.close()
     with pytest.raises(JournalWriteError):
         await lost
-    async with opened(tmp_path) as again:
+    async with adopted(tmp_path) as again:
         assert await contents(again) == [1]

@@ -1,4 +1,5 @@
 import math
+from functools import reduce
 
 import msgspec
 import numpy as np
@@ -12,9 +13,7 @@ from analysis.moments import (
     conversions,
     empty,
     merge,
-    merge_all,
     of_rows,
-    remove,
     scaled_to,
 )
 from tests.unit.samples import proportion
@@ -44,15 +43,7 @@ def test_merge_is_associative_and_commutative(
     x, y, z = Moments.of(a), Moments.of(b), Moments.of(c)
     assert_close(merge(merge(x, y), z), merge(x, merge(y, z)))
     assert_close(merge(x, y), merge(y, x))
-    assert_close(merge_all([x, y, z]), Moments.of(a + b + c))
-
-
-@given(samples, samples)
-def test_remove_inverts_merge(a: list[float], b: list[float]) -> None:
-    x, y = Moments.of(a), Moments.of(b)
-    left = remove(merge(x, y), y)
-    assert_close(left, x)
-    assert min(left.m2) >= 0.0
+    assert_close(merge(merge(x, y), z), Moments.of(a + b + c))
 
 
 @given(
@@ -69,19 +60,14 @@ def test_rows_of_three_numbers(
     centred = rows - rows.mean(axis=0)
     expected = (centred.T @ centred)[np.triu_indices(3)]
     assert merged.m2 == pytest.approx(expected, rel=1e-6, abs=1e3)
-    assert_close(remove(merged, of_rows(b)), of_rows(a))
 
 
 def test_a_tiny_spread_around_1e12_survives() -> None:
     rng = np.random.default_rng(1)
     steps = rng.integers(0, 16, 4_000) / 16.0  # exactly representable beside 1e12
     parts = [Moments.of(1e12 + chunk) for chunk in np.split(steps, 40)]
-    total = merge_all(parts)
+    total = reduce(merge, parts)
     assert total.variance == pytest.approx(np.var(steps, ddof=1), rel=1e-4)
-    first = merge_all(parts[:20])
-    left = remove(total, first)
-    assert left.n == 2_000
-    assert left.variance == pytest.approx(np.var(steps[2_000:], ddof=1), rel=1e-4)
     raw = 1e12 + steps  # what raw sums of squares would make of it
     naive = (np.sum(raw**2) - np.sum(raw) ** 2 / raw.size) / (raw.size - 1)
     assert not math.isclose(naive, np.var(steps, ddof=1), rel_tol=0.5)
@@ -93,19 +79,10 @@ def test_no_units_and_one_unit() -> None:
     one = Moments.of([3.5])
     assert one == Moments(n=1, mean=(3.5,), m2=(0.0,))
     assert one.variance is None
-    assert merge(one, EMPTY) == one == merge(EMPTY, one) == remove(one, EMPTY)
-    assert remove(one, one) == EMPTY
-    assert remove(Moments.of([0.1, 0.7]), Moments.of([0.7])).m2 == (0.0,)
-
-
-def test_rounding_of_a_removal_is_clamped_to_zero() -> None:
-    constant = Moments(n=3, mean=(0.3,), m2=(1e-17,))
-    assert remove(constant, Moments(n=1, mean=(0.3,), m2=(2e-17,))).m2 == (0.0,)
+    assert merge(one, EMPTY) == one == merge(EMPTY, one)
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot remove"):
-        remove(Moments.of([1.0]), Moments.of([1.0, 2.0]))
     with pytest.raises(ValueError, match="no common moments"):
         merge(EMPTY, empty(2))
     with pytest.raises(ValueError, match="finite"):

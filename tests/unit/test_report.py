@@ -6,13 +6,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from analysis.moments import Moments
+from analysis.epoch_sums import Population
+from analysis.moments import EMPTY, Moments, merge
 from analysis.multiplicity import holm
-from analysis.report import EpochUnits, Facts, MetricCells, Report, make_report
+from analysis.ratio_check import UnitSums, of_units
+from analysis.report import Facts, MetricFacts, Report, make_report
 from analysis.sequence import MIN_UNITS_PER_ARM
 from experiments.definition import parse_definition
 from experiments.model import State
-from tests.unit.samples import proportion
+from tests.unit.samples import population, proportion
 
 CONTROL = proportion(5_000, 500)
 BETTER = proportion(5_000, 700)
@@ -22,6 +24,11 @@ SLIGHTLY_BETTER = proportion(5_000, 570)
 """Significant at a single look at 0.05, but not for a reading that may be looked at any time."""
 
 Arms = Mapping[str, Moments]
+
+
+def one_epoch(cells: Arms) -> Population:
+    """The sums over a single epoch of a proportion."""
+    return population([list(cells.values())], "proportion")
 
 
 def report(
@@ -37,11 +44,13 @@ def report(
     weights: Mapping[str, float] | None = None,
     epochs: int = 1,
     unfinished: Mapping[str, Arms] | None = None,
+    backfill: Mapping[str, float] | None = None,
 ) -> Report:
     """The report of a run of even weights, from the finished cells of each metric by variant.
 
-    They are those of its first epoch; further ones have the same propensities, and no units.
-    All metrics are primary unless `roles` says otherwise, and all units are finished ones unless
+    They are those of its first epoch; further ones have the same propensities and as many units,
+    which the metrics do not count. Variants are "a", the control, "b" and so on. All metrics are
+    primary unless `roles` says otherwise, and all units are finished ones unless
     there are `unfinished`.
     """
     arms = list(next(iter(metrics.values())))
@@ -80,15 +89,17 @@ def report(
             started_at=None,
             watermark=None,
             rolled_back=rolled_back,
-            epochs=(
-                *(EpochUnits(epoch, {}, {}, dict(shares)) for epoch in range(2, epochs + 1)),
-                EpochUnits(1, dict(enrolled), {}, dict(shares)),
-            ),
+            enrolled=sum((of_units(enrolled, {}, shares) for _ in range(epochs)), start=UnitSums()),
             metrics={
-                key: MetricCells(
-                    {(1, arm): cell for arm, cell in cells.items()},
-                    {(1, arm): cell for arm, cell in (unfinished or {}).get(key, {}).items()},
-                    0,
+                key: MetricFacts(
+                    everyone=one_epoch(
+                        {
+                            arm: merge(cell, (unfinished or {}).get(key, {}).get(arm, EMPTY))
+                            for arm, cell in cells.items()
+                        }
+                    ),
+                    finished=one_epoch(cells),
+                    backfill=(backfill or {}).get(key),
                 )
                 for key, cells in metrics.items()
             },
@@ -228,6 +239,12 @@ def test_an_epoch_after_a_pause_is_no_reallocation() -> None:
     found = report({"click": {"a": CONTROL, "b": SAME}}, epochs=2)
     assert found.epochs == 2
     assert found.notes == ()
+
+
+def test_a_metric_that_is_still_being_computed_says_how_far_it_is() -> None:
+    found = report({"click": {"a": CONTROL, "b": SAME}}, backfill={"click": 0.254})
+    assert found.metrics[0].backfill == 0.254
+    assert any("click is still being computed" in note and "25 %" in note for note in found.notes)
 
 
 def test_chance_in_a_small_variant_with_a_rare_outcome_is_no_verdict() -> None:

@@ -13,13 +13,18 @@ MAY_IMPORT = {
     "analysis": {"analysis", "experiments"},
     "turnout": {"turnout", "analysis", "router", "experiments", "migrations"},
     "migrations": {"migrations"},
+    "bench": {"bench", "turnout", "analysis", "router", "experiments", "migrations"},
 }
 STATISTICS = (
     "bandit",
+    "epoch_sums",
     "estimate",
     "evidence",
+    "exact",
+    "linear",
     "moments",
     "multiplicity",
+    "quantile",
     "ratio_check",
     "sequence",
     "thompson",

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.estimate import Stratum, cautious_std_error, compare
+from analysis.estimate import cautious_std_error, compare
 from analysis.sequence import always_valid
-from tests.unit.samples import at_most, proportion
+from tests.unit.samples import at_most, contrast, proportion
 
 
 def test_the_formula_at_one_point() -> None:
@@ -117,9 +117,10 @@ def _rare_a_a_false_positives(runs: int, seed: int) -> tuple[float, float]:
         x = rng.binomial(np.diff(n, axis=0, prepend=[[0, 0]]), 0.004).cumsum(axis=0)
         alarms = np.zeros(2, dtype=bool)
         for (n0, n1), (x0, x1) in zip(n.tolist(), x.tolist(), strict=True):
-            cells = [Stratum(1, proportion(n0, x0), proportion(n1, x1))]
-            own = compare(cells, "proportion")
-            errors = (cautious_std_error(cells, "proportion"), own.std_error)
+            cells = [(proportion(n0, x0), proportion(n1, x1))]
+            sums = contrast(cells, "proportion")
+            own = compare(sums, "a", "b", "proportion")
+            errors = (cautious_std_error(sums, "a", "b", "proportion"), own.std_error)
             for place, error in enumerate(errors):
                 reading = always_valid(own.difference, error, n0, n1)
                 alarms[place] |= reading.p_value is not None and reading.p_value <= 0.05

@@ -1,5 +1,7 @@
 """Settings that are wrong for a reason that no type shows."""
 
+from datetime import timedelta
+
 import pytest
 
 from turnout.settings import SettingsError, load_settings
@@ -21,3 +23,15 @@ def test_what_others_wait_for_happens_often_enough(name: str, longest: str) -> N
 def test_it_is_named_together_with_what_else_is_wrong() -> None:
     with pytest.raises(SettingsError, match=r"TURNOUT_TICK: .*; TURNOUT_SHIP_EVERY: "):
         load_settings({"TURNOUT_SHIP_EVERY": "1m"}, {"tick": "soon"})
+
+
+@pytest.mark.parametrize(("days", "kept"), [("0", None), ("8", 8), ("90", 90)])
+def test_raw_events_are_kept_for_whole_days_or_for_ever(days: str, kept: int | None) -> None:
+    keep = load_settings({"TURNOUT_RETENTION_DAYS": days}, {}).keep
+    assert keep == (None if kept is None else timedelta(days=kept))
+
+
+@pytest.mark.parametrize("days", ["1", "7"])
+def test_raw_events_are_kept_for_as_long_as_outcomes_may_come_in(days: str) -> None:
+    with pytest.raises(SettingsError, match=r"RETENTION_DAYS: must be 0 .* or at least 8"):
+        load_settings({"TURNOUT_RETENTION_DAYS": days}, {})

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import betaln
 
-from analysis.kinds import Goal
+from analysis.epoch_sums import EpochSums, Population, of_epoch
+from analysis.kinds import Goal, Kind
 from analysis.moments import EMPTY, Moments
 from analysis.thompson import ArmPosterior, next_weights, posterior, probability_best
 from tests.unit.samples import proportion
@@ -17,6 +18,15 @@ DRAWS = 1_000_000
 
 def normal(mean: float, sd: float) -> ArmPosterior:
     return ArmPosterior(n=1_000, mean=mean, sd=sd)
+
+
+def summed(arms: dict[str, dict[int, Moments]], kind: Kind) -> EpochSums:
+    """The sums over epochs of all arms, from their cells by variant and epoch."""
+    total = Population()
+    for epoch in {epoch for cells in arms.values() for epoch in cells}:
+        cells = {variant: of[epoch] for variant, of in arms.items() if epoch in of}
+        total += of_epoch(cells, list(arms), next(iter(arms)), kind)
+    return total.together
 
 
 def by_draws(arms: dict[str, ArmPosterior], goal: Goal) -> dict[str, float]:
@@ -42,7 +52,9 @@ def by_draws(arms: dict[str, ArmPosterior], goal: Goal) -> dict[str, float]:
     ],
 )
 def test_beta_posteriors_against_draws(cells: dict[str, tuple[int, int]], goal: Goal) -> None:
-    arms = posterior({key: {1: proportion(*c)} for key, c in cells.items()}, "proportion")
+    arms = posterior(
+        summed({key: {1: proportion(*c)} for key, c in cells.items()}, "proportion"), "proportion"
+    )
     assert arms is not None
     assert all(arm.beta is not None for arm in arms.values())
     assert probability_best(arms, goal) == pytest.approx(by_draws(arms, goal), abs=3e-3)
@@ -73,7 +85,9 @@ def test_two_normal_arms_have_a_closed_form(m0: float, m1: float, s0: float, s1:
 def test_two_beta_arms_have_a_finite_sum() -> None:
     """Against the exact sum of Miller (2015), "Formulas for Bayesian A/B testing"."""
     cells = {"a": proportion(120, 13), "b": proportion(140, 21)}
-    arms = posterior({key: {1: cell} for key, cell in cells.items()}, "proportion")
+    arms = posterior(
+        summed({key: {1: cell} for key, cell in cells.items()}, "proportion"), "proportion"
+    )
     assert arms is not None
     i = np.arange(22)
     a0, b0, b1 = 14.0, 108.0, 120.0
@@ -97,7 +111,7 @@ def test_counts_are_not_pooled_once_traffic_moved() -> None:
         "b": {1: proportion(500, 55), 2: proportion(5_000, 1_600)},
     }
     arms_pooled = {"a": 650 / 5_500, "b": 1_655 / 5_500}
-    found = posterior(arms, "proportion")
+    found = posterior(summed(arms, "proportion"), "proportion")
     assert found is not None
     assert found["a"].mean == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
     assert found["b"].mean == pytest.approx(0.5 * 0.11 + 0.5 * 0.32)
@@ -105,12 +119,25 @@ def test_counts_are_not_pooled_once_traffic_moved() -> None:
     assert 0.5 < probability_best(found, "increase")["b"] < 0.95
 
 
+def test_an_epoch_that_some_arm_missed_makes_the_posterior_normal() -> None:
+    """Its units are not in the comparison, so the shared epoch is not the whole history."""
+    arms = {
+        "a": {1: proportion(500, 50), 2: proportion(400, 8)},
+        "b": {2: proportion(300, 9)},
+    }
+    found = posterior(summed(arms, "proportion"), "proportion")
+    assert found is not None
+    assert [(arm.n, arm.beta) for arm in found.values()] == [(400, None), (300, None)]
+    assert found["b"].mean == 0.03
+    assert found["b"].sd == pytest.approx(math.sqrt(0.03 * 0.97 / 300), rel=0.01)
+
+
 def test_an_arm_without_conversions_is_not_certain() -> None:
     arms = {
         "a": {1: proportion(200, 4), 2: proportion(200, 6)},
         "b": {1: proportion(200, 0), 2: proportion(20, 0)},
     }
-    found = posterior(arms, "proportion")
+    found = posterior(summed(arms, "proportion"), "proportion")
     assert found is not None
     assert found["b"].mean == 0.0
     assert found["b"].sd > 1e-3
@@ -119,7 +146,7 @@ def test_an_arm_without_conversions_is_not_certain() -> None:
 def test_means_are_normal_from_the_start() -> None:
     rng = np.random.default_rng(22)
     a, b = Moments.of(rng.lognormal(size=400)), Moments.of(rng.lognormal(size=300))
-    found = posterior({"a": {1: a}, "b": {1: b}}, "mean")
+    found = posterior(summed({"a": {1: a}, "b": {1: b}}, "mean"), "mean")
     assert found is not None
     assert a.variance is not None
     assert (found["a"].mean, found["a"].beta) == (a.mean[0], None)
@@ -137,12 +164,12 @@ def test_means_are_normal_from_the_start() -> None:
     ],
 )
 def test_no_decision_before_there_is_enough(arms: dict[str, dict[int, Moments]]) -> None:
-    assert posterior(arms, "proportion") is None
+    assert posterior(summed(arms, "proportion"), "proportion") is None
 
 
 def test_no_decision_without_a_spread() -> None:
     flat = {"a": {1: Moments.of([1.0] * 200)}, "b": {1: Moments.of([1.0, 2.0] * 100)}}
-    assert posterior(flat, "mean") is None
+    assert posterior(summed(flat, "mean"), "mean") is None
 
 
 weights = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8).map(

@@ -31,7 +31,17 @@ SOCKETS_PREFIX = "turnout-"
 LAYOUT = 1
 """The layout of a data folder. A folder of another one is refused."""
 KNOWN_ENTRIES = frozenset(
-    {"postgres", "postgres.new", "redis", "journal", "logs", "lock", "run.json", "run.json.new"}
+    {
+        "postgres",
+        "postgres.new",
+        "redis",
+        "journal",
+        "journals",
+        "logs",
+        "lock",
+        "run.json",
+        "run.json.new",
+    }
     | {"lost+found"}  # what a freshly made volume has
 )
 SERVER_PROGRAMS = frozenset({"postgres", "initdb", "valkey-server"})

@@ -15,7 +15,7 @@ from turnout.embedded.process import Child, spawn
 USER = "turnout"
 DATABASE = "turnout"
 PORT = 5432  # only part of the socket's name
-START_SECONDS = 120.0  # recovery after a crash replays up to 1 GB of log
+START_SECONDS = 120.0  # recovery after a crash replays up to 4 GB of log
 CONNECT_SECONDS = 30.0
 HERE = "/proc/self/cwd"  # see `folder`
 
@@ -25,7 +25,10 @@ SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "cluster_name": "turnout",
     "max_connections": "50",
-    "shared_buffers": "128MB",
+    "shared_buffers": "512MB",
+    # Events come in all the time: with the usual checkpoints every page would be logged whole.
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "15min",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "jit": "off",  # compiling costs more than it gains on queries of milliseconds
