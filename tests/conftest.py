@@ -1,3 +1,3 @@
 """What all tests share."""
 
-pytest_plugins = ["tests.servers", "tests.running"]
+pytest_plugins = ["tests.servers", "tests.running", "tests.e2e.crash.figures"]

@@ -1,0 +1,1 @@
+"""Turnout and its servers as processes that can be killed, and clients that keep count."""
