@@ -30,6 +30,8 @@ LEASE_NAME: Final = "controller"
 LEASE_LIFE: Final = timedelta(seconds=8)
 TICK_TIMEOUT: Final = 60.0
 FOLD_TIMEOUT: Final = 20.0
+FIRST_BATCH: Final = 20_000
+"""Records that a new leader folds at first; batches are doubled as long as all goes well."""
 FOLD_TIME: Final = timedelta(seconds=5)
 """What a tick spends on folding a backlog, and one fold at least: decisions do not wait for all."""
 BACKFILL_TIME: Final = timedelta(seconds=1)
@@ -87,7 +89,7 @@ class Controller:
         metrics.fold_lag.set_function(self._fold_lag)
         self._forgot_at: datetime | None = None
         self._retention = None if pace.keep is None else Retention(pace.keep)
-        self._batch = BATCH_RECORDS
+        self._batch = FIRST_BATCH
         self._behind = False
 
     async def run(self) -> None:
@@ -137,7 +139,9 @@ class Controller:
             try:
                 async with asyncio.timeout(FOLD_TIMEOUT):
                     folded = await self._fold()
-            except TimeoutError:
+            except LostLeaseError:
+                raise
+            except Exception:  # whatever it is, a smaller batch asks less of everybody
                 self._batch = max(self._batch // 2, 1)
                 raise
             self._batch = min(self._batch * 2, BATCH_RECORDS)
@@ -246,7 +250,8 @@ class Controller:
             for statement in (_FORGET_IDS, _FORGET_ATTEMPTS):
                 await connection.execute(statement, now - ID_LIFE)
             await ensure_days(connection, now.date())
-            await forget(connection)
+            if self._retention is not None:
+                await forget(connection)
 
 
 async def _watermark(connection: store.Connection) -> datetime | None:

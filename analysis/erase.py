@@ -27,7 +27,7 @@ from experiments.units import SHIPPING_LOCK, UnitKey
 _LOCK_METRICS: Final = """
     select from run_metric
     where (experiment, run) in (
-        select experiment, run from enrolment
+        select experiment + 0, run + 0 from enrolment
         where unit = $3 and unit_type = $2 and project = $1
     )
     order by id for update

@@ -57,6 +57,11 @@ _TAKE_SEGMENTS = """
 """
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IN_FUTURE: Final = datetime(9999, 1, 1, tzinfo=UTC)
+# After a change of what is kept everything is folded again (migration 0002): that was not late.
+_REFOLDED = """
+    with done as (update fold_position set refolding = false where refolding returning 1)
+    update run_metric set late = 0 where exists (select from done)
+"""
 _WATERMARK = "update fold_position set watermark = greatest(watermark, $1)"
 # How many rows a batch has the planner cannot know. So the way is prescribed: in the order of the
 # joins as they are written, from the batch, by indexes, to what it names. That costs as much as the
@@ -139,6 +144,8 @@ async def fold(connection: Connection, now: datetime, records: int = BATCH_RECOR
         await _fold_segments(connection, _batch_of(segments, times))
     # What was shipped since is for the next tick: to wait for it would be to wait for ever.
     complete = len(taken) == len(waiting)
+    if complete:
+        await connection.execute(_REFOLDED)
     if complete and shipped_through is not None:
         await connection.execute(_WATERMARK, shipped_through)
     return Folded(len(segments), sum(row["records"] for row in taken), complete)

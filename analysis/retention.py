@@ -107,7 +107,12 @@ _FORGET_SEGMENTS = """
               select from segment later
               where later.journal = s.journal and later.number > s.number
           )
-        order by s.id limit $2
+          and not exists (
+              select from segment same
+              where same.journal = s.journal and same.number = s.number
+                and same.shipped_at >= $1::date - 1
+          )
+        order by s.shipped_at limit $2
     )
 """
 

@@ -5,6 +5,7 @@ of before leave the sums and those of now come in; the sums are exact, so they a
 of the terms of the cells as they stand (`epoch_sums.py`).
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -37,7 +38,7 @@ _KEEP = """
     on conflict (metric, block) do update set sums = excluded.sums
 """
 _SUMMED: Final = (CLOSED, ALL)
-_AT_ONCE: Final = 1_000
+_AT_ONCE: Final = 200
 
 
 async def read_total(connection: Connection, metric: int, block: int) -> Population:
@@ -105,6 +106,7 @@ async def _keep(
                 for cells in (new, old)
             )
             total = combined([total, *entering], leaving)
+            await asyncio.sleep(0)  # where doors are served beside this, they get their turn
         await connection.execute(_KEEP, metric, block, msgspec.json.encode(total).decode())
 
 

@@ -7,6 +7,11 @@ drop table enrolled;
 drop table enrolment;
 update segment set folded_at = null;
 
+-- Nothing is decided before all is folded again, and what is folded again is not late.
+alter table fold_position add column refolding boolean not null default false;
+update fold_position
+set watermark = '-infinity', refolding = exists (select from segment);
+
 -- `enrolments` is how many ordinals were given to units; `unit_sums` are the units by variant, over
 -- all epochs, against what their propensities made expect: exact sums, as analysis writes them.
 alter table run add column enrolments bigint not null default 0;

@@ -22,6 +22,7 @@ alter table run_metric add column since timestamptz;
 -- into the partitions of these days only; null where the shipper did not say.
 alter table segment add column received_from timestamptz;
 alter table segment add column received_to timestamptz;
+create index on segment (shipped_at);
 
 -- A partition is made by itself and then attached, which waits for nobody who reads or writes the
 -- parent; to make it in place would wait for every long query, with all writers queued behind.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Load(msgspec.Struct, frozen=True):
     @property
     def days(self) -> list[date]:
         """The days (UTC) of receipt, whose partitions must be there."""
-        return sorted({at.date() for at in self.received})
+        return sorted({at.astimezone(UTC).date() for at in self.received})
 
 
 async def prepare(payloads: Sequence[bytes]) -> Load:

@@ -92,9 +92,23 @@ class Orphans:
         """Adopt what is free, and ship what is held. A failure is counted and logged."""
         await self.claim()
         turns = asyncio.Semaphore(_SHIPPED_AT_ONCE)
-        async with asyncio.TaskGroup() as tasks:
-            for orphan in list(self._held.values()):
-                tasks.create_task(self._settle(orphan, turns))
+        beating = asyncio.create_task(self._beat(), name="orphans' heartbeat")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for orphan in list(self._held.values()):
+                    tasks.create_task(self._settle(orphan, turns))
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        """Say of all that are held that they are on their way, however long each has to wait."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            waiting = [orphan for orphan in self._held.values() if orphan.journal.depth]
+            for orphan in waiting:  # what is shipped is withdrawn, and must stay so
+                with contextlib.suppress(Exception):  # the shipping itself says what is wrong
+                    await orphan.shipper.announce()
 
     async def claim(self) -> None:
         """Adopt what is free, and announce all that is held, so that the watermark waits for it.

@@ -28,13 +28,16 @@ _DAYS_LOCK = 0x7475726E6F757402
 _LOCK_DAYS = "select pg_advisory_xact_lock($1)"
 _ENSURE_DAYS = "select ensure_day(day) from unnest($1::date[]) as day"
 
+# A journal is shipped in the order of its numbers, so what is below those that are remembered was
+# shipped, too, and has been forgotten since.
 _TAKE_SEGMENT = """
 insert into segment (journal, number, first, records, shipped_at, received_from, received_to)
-values ($1, $2, $3, $4, $5, $6, $7)
+select $1, $2, $3, $4, $5, $6, $7
+where $2 >= coalesce((select min(number) from segment where journal = $1), $2)
 on conflict (journal, number, first) do nothing
 returning id
 """
-_KNOWN = "select sum(records)::int from segment where journal = $1 and number = $2"
+_KNOWN = "select coalesce(sum(records), 0)::int from segment where journal = $1 and number = $2"
 _TAKE_IDS = """
 insert into outcome_id (id, received_at) select id, $2 from unnest($1::uuid[]) as id
 on conflict (id) do nothing
@@ -198,6 +201,7 @@ class Shipper:
         Raises:
             JournalError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError: as `ship_once`.
         """
+        await self._execute(_END_SESSIONS, self._session)
         await self.ship_once()
         if not self._journal.depth:
             await self._execute(_WITHDRAW, self._journal.id)
@@ -360,6 +364,8 @@ class Shipper:
             async with connection.transaction():
                 await self._copy_in(connection, table, copy_rows(segment, table, rows))
         except _DATA_ERRORS as error:
+            if isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None:
+                raise  # the day's partition was dropped just now: the next try makes it again
             if len(entries) == 1:
                 return [Letter(entries[0].ordinal, entries[0].payload, _line(error))]
         else:

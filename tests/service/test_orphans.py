@@ -250,3 +250,24 @@ async def test_a_copy_of_what_was_still_being_written_takes_nothing_from_the_res
         await elsewhere.look()
     assert await stored(pool) == [1, 2]
     assert folders(other) == []
+
+
+async def test_an_old_copy_doubles_nothing_though_its_segments_were_forgotten(
+    pool: asyncpg.Pool, tmp_path: Path
+) -> None:
+    """Retention remembers the last segment of a journal only."""
+    journal = await Journal.begin(journals_of(tmp_path), now)
+    for value in (1, 2, 3):
+        await journal.append([outcome(value)])
+        await journal.rotate()
+    (folder,) = folders(tmp_path)
+    copied(folder, journals_of(tmp_path / "other") / "copy")
+    await journal.close()
+    async with looking(pool, tmp_path) as orphans:
+        await orphans.look()
+    assert await stored(pool) == [1, 2, 3]
+    await pool.execute("delete from segment where number < (select max(number) from segment)")
+    async with looking(pool, tmp_path / "other") as elsewhere:
+        await elsewhere.look()
+    assert await stored(pool) == [1, 2, 3]
+    assert folders(tmp_path / "other") == []
