@@ -71,10 +71,11 @@ class JournalClosedError(JournalError):
 class Limits(msgspec.Struct, frozen=True):
     """How much a journal holds. Each may be exceeded by one append.
 
-    A segment is shipped whole, from memory: a larger one makes longer pauses, not more speed.
+    A segment is shipped whole, from memory, in one transaction: a larger one takes longer, and
+    commits less often.
     """
 
-    segment_bytes: int = 1 * _MIB
+    segment_bytes: int = 4 * _MIB
     unshipped_bytes: int = 1024 * _MIB
     waiting_bytes: int = 64 * _MIB
 
