@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-EVENTS ?= 10000000
+EVENTS ?= 20000000
 bench-ingest: $(VENV)/.installed
 	$(BIN)/python -m bench.ingest --events $(EVENTS)
 

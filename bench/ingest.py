@@ -1,6 +1,6 @@
-"""How fast outcomes come in, and what a report costs once ten million of them have.
+"""How fast outcomes come in, and what a report costs once twenty million of them have.
 
-    make bench-ingest                       # about six minutes
+    make bench-ingest                       # about eight minutes
     make bench-ingest EVENTS=1000000        # shorter
 
 One Postgres, one router and one worker on this machine, with their usual settings, every outcome on
@@ -352,7 +352,7 @@ async def _reports(running: Running, experiments: dict[str, int], events: int) -
 def main() -> None:
     """Read the command line, and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     asyncio.run(run(options.events, options.seed))
