@@ -198,7 +198,8 @@ def with_interval(
         result: with its means, their difference and lift, and the degrees of freedom.
         variance_control, variance_treatment, variance_common: as for `fieller`.
     """
-    assert result.difference is not None and result.mean_control is not None  # noqa: S101, PT018
+    assert result.difference is not None, "it is given"  # noqa: S101 - an invariant
+    assert result.mean_control is not None, "it is given"  # noqa: S101 - an invariant
     variance = variance_control + variance_treatment
     if variance <= 0.0:
         return msgspec.structs.replace(

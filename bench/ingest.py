@@ -208,9 +208,10 @@ async def send(running: Running, requests: Sequence[bytes]) -> None:
 
 async def until_folded(running: Running, records: int) -> None:
     """Wait until so many records are in the moments, and none is left."""
-    # What is waited for happens in other processes.
-    while await running.pool.fetchval(_LEFT) or (await folded(running)) < records:  # noqa: ASYNC110
+    left = True
+    while left:  # other processes set no event that we could wait for
         await asyncio.sleep(0.1)
+        left = await running.pool.fetchval(_LEFT) or (await folded(running)) < records
 
 
 async def folded(running: Running) -> int:

@@ -12,7 +12,7 @@ from experiments.store import Connection
 from experiments.units import KEY_BYTES, Storage, UnitKey
 
 _COLUMNS: Final = "key, default_unit_type, units, created_at, version"
-_GET: Final = f"select {_COLUMNS} from project where key = $1"  # noqa: S608 - a constant
+_GET: Final = f"select {_COLUMNS} from project where key = $1"  # noqa: S608 - made of a constant
 _LOCK: Final = _GET.replace(_COLUMNS, f"{_COLUMNS}, has_events") + " for no key update"
 _STARTED: Final = "select exists (select from experiment where project = $1 and run > 0)"
 _SET_UNITS: Final = "update project set units = $2, version = version + 1 where key = $1"

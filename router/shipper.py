@@ -23,7 +23,9 @@ from router.units import Tombstone, oldest, settle
 logger = logging.getLogger(__name__)
 
 
-# Routers that see a new day at once would both make its partitions; the number has to be ours only.
+# Routers that see a new day at once would both make its partitions. The lock is taken by itself,
+# though `ensure_day` takes it, too: within that, what another one made meanwhile is not seen yet.
+# The number has to be ours only.
 _DAYS_LOCK = 0x7475726E6F757402
 _LOCK_DAYS = "select pg_advisory_xact_lock($1)"
 _ENSURE_DAYS = "select ensure_day(day) from unnest($1::date[]) as day"

@@ -38,8 +38,8 @@ async def until(
     """Poll until the condition holds; a failure names what never came."""
     try:
         async with asyncio.timeout(seconds):
-            while not await condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)  # another process sets no event that we could wait for
+            while not await condition():  # noqa: ASYNC110 - other processes set no event
+                await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"never happened in {seconds:.0f} s: {what}") from None
 

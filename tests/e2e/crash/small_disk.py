@@ -19,7 +19,7 @@ def with_small_disk(folder: Path) -> Sequence[str]:
     The test is skipped where that is not allowed.
     """
     unshare = shutil.which("unshare")
-    if unshare is None:
+    if unshare is None:  # not every system has it, and a mount needs a namespace of its own
         pytest.skip("a small disk needs the program unshare")
     # As a user of its own, who is root there, so that it works for everybody.
     command = (unshare, "--user", "--map-root-user", "--mount", "/bin/sh", "-c", _MOUNT, folder)
