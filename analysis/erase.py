@@ -2,8 +2,9 @@
 
 Its enrolments leave their runs as if they moved to no arm at all, by the machinery of folding; so
 counts, values, cells, histograms and sums over epochs stay true. Its raw events and dead letters
-are deleted. A tombstone keeps out what is still on its way: shippers drop whatever was received
-until then. The tombstone is the audit, too; it knows the unit by a keyed hash only.
+are deleted, and so are its overrides. A tombstone keeps out what is still on its way: shippers drop
+whatever was received until then. The tombstone is the audit, too; it knows the unit by a keyed hash
+only.
 
 One transaction does it all. It excludes folding from its beginning, and shipping for its last part.
 """
@@ -20,6 +21,7 @@ from analysis.fold import BY_INDEX, apply, units_of_moved
 from analysis.metrics import read_metrics
 from analysis.position import hold_moments
 from analysis.values import Outcomes
+from experiments import overrides, store
 from experiments.store import Connection
 from experiments.units import SHIPPING_LOCK, UnitKey
 
@@ -132,6 +134,7 @@ async def erase(
     """
     project = order.project
     await hold_moments(connection)
+    overridden = await overrides.forget_units(connection, project, order.units)
     await connection.execute(BY_INDEX)
     enrolments = [await _leave_runs(connection, project, *unit) for unit in order.units]
     await connection.execute(_LOCK_SHIPPING, SHIPPING_LOCK)
@@ -157,6 +160,8 @@ async def erase(
         )
         total += erased
     await connection.execute(_COUNT, project)
+    if overridden:
+        await store.mark_changed(connection, project, overridden)
     return total
 
 

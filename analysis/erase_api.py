@@ -14,6 +14,7 @@ from msgspec import Meta
 from analysis.erase import Erased, NamesUnit, Order, erase
 from experiments import paths, store
 from experiments.doors import principal_of, read_as, read_json
+from experiments.firsts import forget_firsts
 from experiments.model import Key, Reason
 from experiments.once import Answer
 from experiments.problems import FieldProblem, invalid
@@ -54,12 +55,19 @@ async def erase_units(
     order = Order(caller.project, units, caller.actor, body.reason)
 
     async def act(connection: store.Connection) -> Answer:
+        # Before all else, so that nothing is erased where Redis is away.
+        await forget_firsts(control.redis, connection, caller.project, units)
         erased = await erase(connection, order, key, control.clock, names_unit)
         return Answer(200, {}, msgspec.json.encode(erased))
 
     # A hash of what was sent is kept for a retry; it must tell no more than a tombstone does.
     tombstones = {kind: key.tombstone(kind, unit).hex() for kind, unit in units}
-    return await write(control, request, {"units": tombstones, "reason": body.reason}, act)
+    answer = await write(control, request, {"units": tombstones, "reason": body.reason}, act)
+    # Once more, for a unit that came meanwhile: its exposure met the tombstone. A retry of what
+    # failed here comes by here again.
+    async with store.borrow(control.pool) as connection:
+        await forget_firsts(control.redis, connection, caller.project, units)
+    return answer
 
 
 def _units(body: EraseRequest, default_unit_type: str) -> Mapping[str, str]:

@@ -1,15 +1,19 @@
 """Takes a run's definition in: the metrics that folding computes and the pairs that the guard
 watches. Done once for each revision, before the events are folded."""
 
+import logging
 from datetime import datetime
 
 import asyncpg
+import msgspec
 
 from analysis import guard
 from analysis.metrics import add_metric, run_metric
 from analysis.position import hold_moments
 from experiments import store
 from experiments.store import Connection
+
+logger = logging.getLogger(__name__)
 
 _WAITING = """
     select x.id, x.project, x.key, r.started_at, r.analysed_revision, r.enrolments
@@ -34,7 +38,13 @@ async def take_in(connection: Connection, now: datetime) -> None:
 
 
 async def _take_in(connection: Connection, row: asyncpg.Record, now: datetime) -> None:
-    record = await store.get_experiment(connection, row["project"], row["key"], lock=True)
+    try:
+        record = await store.get_experiment(connection, row["project"], row["key"], lock=True)
+    except msgspec.ValidationError as error:
+        # A newer release wrote it; it waits for a worker that can read it, and the others do not.
+        names = {"project": row["project"], "experiment": row["key"]}
+        logger.error("definition not taken in", extra={**names, "error": str(error)})
+        return
     if record is None:
         return
     covered = 0 if row["enrolments"] else None

@@ -143,7 +143,7 @@ async def exposures(experiment: int, unit: str, units: int, epochs: int = 1) -> 
     for begin_at in range(0, units, BATCH):
         yield [
             ExposureRecord(
-                uuid4(),
+                uuid4().bytes,
                 _PROJECT,
                 experiment,
                 1,

@@ -27,6 +27,7 @@ class Running(msgspec.Struct, frozen=True):
 
     folder: Path
     database_url: str
+    redis_url: str
     url: str
     key: str
     router: int
@@ -49,13 +50,7 @@ class Running(msgspec.Struct, frozen=True):
 async def turnout(folder: Path, **settings: str) -> AsyncIterator[Running]:
     """Start servers, a router and a worker in a folder; end them all."""
     async with embedded_servers(folder / "servers") as servers:
-        variables = {
-            "TURNOUT_DATABASE_URL": servers.database_url,
-            "TURNOUT_REDIS_URL": servers.redis_url,
-            "TURNOUT_DATA_DIR": str(folder / "data"),
-            "TURNOUT_PORT": "0",
-            "TURNOUT_LOG_LEVEL": "warning",
-        } | {f"TURNOUT_{name.upper()}": value for name, value in settings.items()}
+        variables = _variables(servers.database_url, servers.redis_url, folder / "data", settings)
         async with (
             _process("serve", variables) as (router, said),
             _process("worker", variables) as (worker, _),
@@ -68,6 +63,7 @@ async def turnout(folder: Path, **settings: str) -> AsyncIterator[Running]:
             yield Running(
                 folder,
                 servers.database_url,
+                servers.redis_url,
                 said.split()[-1],
                 key.group(),
                 router.pid,
@@ -75,6 +71,26 @@ async def turnout(folder: Path, **settings: str) -> AsyncIterator[Running]:
                 postgres,
                 pool,
             )
+
+
+@asynccontextmanager
+async def serving(beside: Running, folder: Path) -> AsyncIterator[str]:
+    """Start another router, with a data folder of its own; where it serves."""
+    variables = _variables(beside.database_url, beside.redis_url, folder, {})
+    async with _process("serve", variables) as (_, said):
+        yield said.split()[-1]
+
+
+def _variables(
+    database_url: str, redis_url: str, folder: Path, settings: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        "TURNOUT_DATABASE_URL": database_url,
+        "TURNOUT_REDIS_URL": redis_url,
+        "TURNOUT_DATA_DIR": str(folder),
+        "TURNOUT_PORT": "0",
+        "TURNOUT_LOG_LEVEL": "warning",
+    } | {f"TURNOUT_{name.upper()}": value for name, value in settings.items()}
 
 
 @asynccontextmanager

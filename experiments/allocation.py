@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from itertools import chain, groupby, repeat
+from itertools import accumulate, chain, groupby, repeat
 from typing import TypeAlias
 
 import msgspec
@@ -94,6 +94,16 @@ def owner_table(allocation: Allocation, variants: Sequence[str], nobody: int) ->
     index: dict[Owner, int] = {key: i for i, key in enumerate(variants)}
     index[None] = nobody
     return b"".join(bytes([index[owner]]) * count for owner, count in allocation.runs)
+
+
+def runs_of(allocation: Allocation, owner: Owner) -> tuple[tuple[int, int], ...]:
+    """The slots of an owner as runs `[first, end)`."""
+    ends = list(accumulate(count for _, count in allocation.runs))
+    return tuple(
+        (end - count, end)
+        for (name, count), end in zip(allocation.runs, ends, strict=True)
+        if name == owner
+    )
 
 
 def counts(allocation: Allocation) -> dict[str, int]:

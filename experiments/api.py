@@ -27,12 +27,13 @@ from experiments.model import (
     Reason,
     Share,
     State,
+    Stickiness,
     ThompsonPolicy,
 )
 from experiments.once import Answer
 from experiments.pages import Cursor, Limit, Page, page, page_of_history, read_cursor
 from experiments.problems import FieldProblem, ProblemError, invalid
-from experiments.records import Epoch, ExperimentRecord, Revision
+from experiments.records import Epoch, ExperimentRecord, HoldoutPin, LayerPin, Revision
 from experiments.writes import Control, ControlPlane, write
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ class ExperimentView(msgspec.Struct, frozen=True):
 
 
 class EpochView(msgspec.Struct, frozen=True):
-    """An epoch: what was allocated from `at` on, by whom and why."""
+    """An epoch: what was allocated from `at` on, by whom and why, and all else that assignment
+    reads."""
 
     number: int
     run: int
@@ -92,6 +94,11 @@ class EpochView(msgspec.Struct, frozen=True):
     traffic: float
     salt: str
     slots: list[tuple[str | None, int]]
+    targeting: Any
+    layer: LayerPin | None
+    holdout: HoldoutPin | None
+    stickiness: Stickiness
+    ship: str | None
 
 
 def epoch_view(epoch: Epoch) -> EpochView:
@@ -108,6 +115,11 @@ def epoch_view(epoch: Epoch) -> EpochView:
         traffic=traffic_of(epoch.allocation),
         salt=epoch.salt,
         slots=list(epoch.allocation.runs),
+        targeting=epoch.targeting,
+        layer=epoch.layer,
+        holdout=epoch.holdout,
+        stickiness=epoch.stickiness,
+        ship=epoch.ship,
     )
 
 
@@ -131,21 +143,22 @@ async def _view(connection: store.Connection, record: ExperimentRecord) -> Exper
     )
 
 
-def _etag(revision: int) -> dict[str, str]:
+def etag(revision: int) -> dict[str, str]:
+    """The header that names a revision."""
     return {"ETag": f'"{revision}"'}
 
 
-def _expect(request: Request[Any, Any, Any], record: ExperimentRecord) -> None:
+def expect_revision(request: Request[Any, Any, Any], revision: int) -> None:
     """Let a change pass that was made to the latest revision, or does not say to which.
 
     `If-Match` as RFC 9110 has it: `*`, or a list of entity tags, of which weak ones match nothing.
     """
     header = request.headers.get("if-match", "*")
     named = {tag.strip() for tag in header.split(",")}
-    if not named & {"*", *_etag(record.revision).values()}:
+    if not named & {"*", *etag(revision).values()}:
         raise ProblemError(
             "revision-mismatch",
-            f"The latest revision is {record.revision}, `If-Match` names {header[:80]}",
+            f"The latest revision is {revision}, `If-Match` names {header[:80]}",
         )
 
 
@@ -187,10 +200,10 @@ async def _change(
 ) -> Response[bytes]:
     async def act(connection: store.Connection) -> Answer:
         project = principal_of(request).project
-        record = await lifecycle.find(connection, project, key, lock=True)
-        _expect(request, record)
+        record = await lifecycle.find_to_change(connection, project, key)
+        expect_revision(request, record.revision)
         view = await _view(connection, await use_case(connection, record))
-        return Answer(200, _etag(view.revision), msgspec.json.encode(view))
+        return Answer(200, etag(view.revision), msgspec.json.encode(view))
 
     return await write(control, request, body, act)
 
@@ -210,7 +223,7 @@ async def create_experiment(request: Request[Any, Any, Any], control: Control) -
     async def act(connection: store.Connection) -> Answer:
         record = await lifecycle.define(connection, principal.project, definition, change)
         view = await _view(connection, record)
-        headers = {**_etag(view.revision), "Location": f"/v1/experiments/{definition.key}"}
+        headers = {**etag(view.revision), "Location": f"/v1/experiments/{definition.key}"}
         return Answer(201, headers, msgspec.json.encode(view))
 
     return await write(control, request, body, act)
@@ -227,11 +240,13 @@ async def list_experiments(
     limit: Limit = 100,
     cursor: Cursor = None,
     in_state: Annotated[State | None, QueryParameter(name="state")] = None,
+    built_in: Annotated[bool, QueryParameter(description="`$holdout`, too")] = False,
 ) -> Response[bytes]:
     """The project's experiments, the newest first."""
+    project, after = principal_of(request).project, read_cursor(cursor)
     async with store.borrow(control.pool) as connection:
         records = await store.list_experiments(
-            connection, principal_of(request).project, limit + 1, read_cursor(cursor), in_state
+            connection, project, limit + 1, after, in_state, built_in=built_in
         )
         views = {r.id: await _view(connection, r) for r in records[:limit]}
     return json_response(page(records, limit, lambda r: views[r.id], lambda r: r.id))
@@ -249,7 +264,7 @@ async def read_experiment(
     async with store.borrow(control.pool) as connection:
         record = await lifecycle.find(connection, principal_of(request).project, key)
         view = await _view(connection, record)
-    return json_response(view, headers=_etag(view.revision))
+    return json_response(view, headers=etag(view.revision))
 
 
 @patch(

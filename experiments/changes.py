@@ -5,10 +5,10 @@
 | key                                     | no    | no              | no        | no       |
 | name, hypothesis, owner, tags, record   | yes   | yes             | yes       | no       |
 | traffic, weights                        | yes   | yes             | next run  | no       |
+| targeting                               | yes   | yes             | next run  | no       |
 | metrics that are not primary, guard,    | yes   | yes             | yes       | no       |
-| policy                                  |       |                 |           |          |
-| salt, stickiness, layer, targeting,     | yes   | no              | next run  | no       |
-| when_stale                              |       |                 |           |          |
+| policy, when_stale                      |       |                 |           |          |
+| salt, stickiness, layer                 | yes   | no              | next run  | no       |
 | variants (number, order, keys, values,  | yes   | no              | no        | no       |
 | control), unit, analysis, primary       |       |                 |           |          |
 | metrics                                 |       |                 |           |          |
@@ -17,6 +17,9 @@ Ended is concluded or rolled back; what changes there takes effect in the next r
 
 - A running experiment's variants, unit, salt and stickiness are what its units met: another value
   under the same key, or another split, would be another experiment.
+- Targeting says who enters, not what they meet: a change of it while a run goes on is a new epoch
+  with the same slots. Contrasts are taken within epochs, so nothing else needs to know of it; what
+  they are of is the mixture of those who entered before and after.
 - The analysis plan, and which metrics are primary, is a promise made before the data came in, so
   data ends the right to change it.
 - The guard's alpha is a ledger: while a run goes on it may rise, but not fall, since what is spent
@@ -50,8 +53,10 @@ _LIVE: Final = (
     "metrics",
     "guard",
     "policy",
+    "targeting",
+    "when_stale",
 )
-_ENDED: Final = (*_LIVE, "salt", "stickiness", "layer", "targeting", "when_stale")
+_ENDED: Final = (*_LIVE, "salt", "stickiness", "layer")
 _DRAFT: Final = (*_ENDED, "variants", "unit", "analysis")
 
 CHANGEABLE: Final[dict[State, tuple[str, ...]]] = {

@@ -16,6 +16,8 @@ from experiments.allocation import slots_of, too_little_traffic
 from experiments.decoding import Decoded, decode
 from experiments.json_data import clean, kind_of
 from experiments.model import (
+    HOLDOUT,
+    TARGETING_KEY,
     Experiment,
     Margin,
     MeanMetric,
@@ -27,6 +29,7 @@ from experiments.model import (
     parse_duration,
 )
 from experiments.problems import FieldProblem, invalid
+from experiments.targeting import expression_problems
 
 Draft: TypeAlias = Decoded[Experiment]
 Problems: TypeAlias = Iterator[FieldProblem]
@@ -35,6 +38,10 @@ SHORTEST_WINDOW: Final = timedelta(milliseconds=100)
 LONGEST_WINDOW: Final = timedelta(days=90)
 SHORTEST_TICK: Final = timedelta(seconds=1)
 LONGEST_TICK: Final = timedelta(days=30)
+SHORTEST_STALE: Final = timedelta(seconds=30)
+"""Three times the longest pause between two polls of a router: one that is well is never stale."""
+OWN_SALTS: Final = "#"
+"""What the salts of layers and of the holdout begin with, and no salt of an experiment."""
 MAX_VALUE_BYTES: Final = 64 * 1024
 WEIGHT_TOLERANCE: Final = 1e-6
 
@@ -49,10 +56,6 @@ class Unbuilt(NamedTuple):
 
 
 UNSUPPORTED: Final = (
-    Unbuilt("layer", "layers"),
-    Unbuilt("targeting", "targeting"),
-    Unbuilt("stickiness", "sticky assignment", ("sticky",)),
-    Unbuilt("when_stale", "a rule for stale routers"),
     Unbuilt("policy.kind", "ramps", ("ramp",)),
     Unbuilt("guard.action", "this action", ("rollback_variant", "pause", "alert")),
     Unbuilt("analysis.reading", "planned looks", ("planned",)),
@@ -73,6 +76,12 @@ def parse_definition(data: object) -> Experiment:
     return experiment
 
 
+def examine_built_in(data: object) -> tuple[Experiment, list[FieldProblem]]:
+    """A definition of ours, which may have the key and the salt that are kept for it, with what
+    users have put wrong into it beside it."""
+    return _examine(data, [check for check in _CHECKS if check is not _reserved])
+
+
 def definition_to_builtins(experiment: Experiment) -> dict[str, Any]:
     """A definition as JSON data, every default written out; `parse_definition` reads it back."""
     data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(experiment))
@@ -81,7 +90,7 @@ def definition_to_builtins(experiment: Experiment) -> dict[str, Any]:
 
 def apply_patch(definition: Experiment, patch: object) -> Experiment:
     """A definition after a JSON merge patch (RFC 7396): objects are merged, lists are replaced as a
-    whole, null gives a field its default.
+    whole, null gives a field its default. Targeting is replaced as a whole, too.
 
     Raises:
         ProblemError: `invalid`, with every wrong field of the result, and `key` as `immutable`
@@ -103,11 +112,21 @@ def examine_patch(definition: Experiment, patch: object) -> tuple[Experiment, li
         detail = f"must be an object of changes; this is {kind_of(patch)}"
         return definition, [FieldProblem(paths.ROOT, "type", detail)]
     merged = _merge(definition_to_builtins(definition), readable.data)
+    if readable.data.get("targeting") is not None:  # one expression, whatever operators it had
+        merged["targeting"] = readable.data["targeting"]
     experiment, problems = _examine(merged)
+    if experiment.salt == definition.salt:  # it may be older than the rule that it breaks
+        problems = [problem for problem in problems if problem.path != "salt"]
+    if _who_and_what(experiment) == _who_and_what(definition):  # that one, too
+        problems = [problem for problem in problems if not problem.path.startswith("record[")]
     if merged.get("key") != definition.key:
         problems = [problem for problem in problems if problem.path != "key"]
         problems.append(FieldProblem("key", "immutable", "an experiment keeps its key for good"))
     return experiment, problems
+
+
+def _who_and_what(experiment: Experiment) -> tuple[str, tuple[str, ...]]:
+    return experiment.unit.attribute, experiment.record
 
 
 def _merge(target: object, patch: object) -> Any:
@@ -122,10 +141,12 @@ def _merge(target: object, patch: object) -> Any:
     return merged
 
 
-def _examine(data: object) -> tuple[Experiment, list[FieldProblem]]:
+def _examine(
+    data: object, checks: Iterable[Callable[[Draft], Problems]] | None = None
+) -> tuple[Experiment, list[FieldProblem]]:
     draft = decode(Experiment, data)
     problems = [*draft.problems, *_unbuilt(draft, data)]
-    for check in _CHECKS:
+    for check in _CHECKS if checks is None else checks:
         problems += check(draft)
     return draft.value, problems
 
@@ -342,12 +363,62 @@ def _plan(draft: Draft) -> Problems:
         yield FieldProblem("analysis.units", "conflict", detail)
 
 
+def _reserved(draft: Draft) -> Problems:
+    if draft.sound("key") and draft.value.key == HOLDOUT:
+        detail = "is the project's holdout, which `PUT /v1/holdout` changes"
+        yield FieldProblem("key", "value", detail)
+    if draft.sound("salt") and (draft.value.salt or "").startswith(OWN_SALTS):
+        detail = f"must not begin with `{OWN_SALTS}`: layers and the holdout have such salts"
+        yield FieldProblem("salt", "value", detail)
+
+
+def _recorded(draft: Draft) -> Problems:
+    """Attributes are stored as they are sent; a unit is not where a project's units are hashed."""
+    if not draft.sound("unit.attribute"):
+        return
+    for index, name in enumerate(draft.value.record):
+        path = paths.item("record", index)
+        if draft.sound(path) and name in {TARGETING_KEY, draft.value.unit.attribute}:
+            detail = "is the unit, which exposures name as the project stores units: leave it out"
+            yield FieldProblem(path, "conflict", detail)
+
+
+def _layer(draft: Draft) -> Problems:
+    layer = draft.value.layer
+    if layer is None or not draft.sound("layer.slots"):
+        return
+    first, end = layer.slots
+    if first >= end:
+        detail = f"must be [first, end) with first below end, such as [{end}, {first}]"
+        if first == end:
+            detail = "must be [first, end) with first below end: this is no slot at all"
+        yield FieldProblem("layer.slots", "value", detail)
+
+
+def _targeting(draft: Draft) -> Problems:
+    if draft.value.targeting is not None and draft.sound("targeting"):
+        yield from expression_problems(draft.value.targeting, "targeting")
+
+
+def _when_stale(draft: Draft) -> Problems:
+    rule = draft.value.when_stale
+    if rule is None or not draft.sound("when_stale.after"):
+        return
+    if not SHORTEST_STALE <= parse_duration(rule.after) <= LONGEST_TICK:
+        yield FieldProblem("when_stale.after", "value", "must be at least 30s and at most 30d")
+
+
 _CHECKS: Final[tuple[Callable[[Draft], Problems], ...]] = (
+    _reserved,
     _unique,
+    _recorded,
     _one_control,
     _weights,
     _values,
     _traffic,
+    _layer,
+    _targeting,
+    _when_stale,
     _windows,
     _guardrails,
     _margins,

@@ -1,7 +1,7 @@
 """What all HTTP doors share: keys, permissions, bodies, and errors as problem details."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
@@ -14,6 +14,7 @@ from litestar.params import PathParameter
 
 from experiments.decoding import decode
 from experiments.keys import ApiKey, Permission, Principal, check_key, key_id_of
+from experiments.limits import RateLimiter
 from experiments.problems import FieldProblem, ProblemBody, ProblemError, invalid
 
 T = TypeVar("T")
@@ -23,7 +24,8 @@ Clock = Callable[[], datetime]
 PathKey: TypeAlias = Annotated[
     str,
     PathParameter(
-        pattern=r"^[a-z0-9_.-]{1,64}$(?!\n)", description="a key: of a-z, 0-9, _, . and -"
+        pattern=r"^([a-z0-9_.-]{1,64}|\$holdout)$(?!\n)",
+        description="a key: of a-z, 0-9, _, . and -",
     ),
 ]
 """A key or an id in a path. What has another form names nothing: not found."""
@@ -32,8 +34,18 @@ PROBLEM_JSON = "application/problem+json"
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises where a text is no JSON, or is nested too deep to be read."""
 MAX_BODY = 8 * 1024 * 1024
+_MOST_REMEMBERED = 10_000
 _PARAMETER_NAMES = {"in_state": "state"}  # a handler's `state` is Litestar's own
 _PROBLEM_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer before it is on a wire, by whichever way it gets there."""
+
+    status: int
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = {}
 
 
 class KeyRing(Protocol):
@@ -44,13 +56,27 @@ class KeyRing(Protocol):
         ...
 
 
+def names_tag(if_none_match: str, tag: str) -> bool:
+    """Whether an `If-None-Match` names a tag: a list of tags, weak or strong, or `*`.
+
+    The comparison is the weak one (RFC 9110, 13.1.2). Tags without quotes are taken as well, since
+    OFREP's own examples have none.
+    """
+    names = (name.strip().removeprefix("W/").strip('"') for name in if_none_match.split(","))
+    bare = tag.strip('"')
+    return any(name in {bare, "*"} for name in names)
+
+
 def key_text(headers: Any) -> str | None:
     """The API key that a request carries in `Authorization: Bearer` or `X-API-Key`."""
-    authorization: str = headers.get("authorization", "")
+    return key_of(headers.get("authorization", ""), headers.get("x-api-key"))
+
+
+def key_of(authorization: str, api_key: str | None) -> str | None:
+    """The API key in the values of these two headers."""
     scheme, _, credentials = authorization.partition(" ")
-    if scheme.lower() == "bearer" and credentials:
+    if credentials and scheme.lower() == "bearer":
         return credentials.strip()
-    api_key: str | None = headers.get("x-api-key")
     return api_key
 
 
@@ -85,7 +111,44 @@ def require(principal: Principal, permission: Permission) -> None:
         )
 
 
-def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., Awaitable[None]]:
+class Gate:
+    """Lets callers in: whoever has a valid key with the permission, and has not come too often."""
+
+    def __init__(self, keys: KeyRing, clock: Clock, limiter: RateLimiter | None = None) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._limiter = limiter
+        self._admitted: dict[str, tuple[ApiKey, Principal]] = {}
+
+    def admit(self, text: str | None, permission: Permission) -> Principal:
+        """Who calls with this key.
+
+        Raises:
+            ProblemError: `unauthenticated`, `forbidden` or `rate-limited`.
+        """
+        admitted = None if text is None else self._admitted.get(text)
+        # Who came with this key before, if it is still the same: to hash it again would find
+        # nothing else.
+        if admitted is not None and self._keys.find_key(admitted[0].id) is admitted[0]:
+            principal = admitted[1]
+        else:
+            principal = authenticate(text, self._keys, self._clock())
+            self._remember(text, principal)
+        require(principal, permission)
+        if self._limiter is not None:
+            self._limiter.take(principal.key_id)
+        return principal
+
+    def _remember(self, text: str | None, principal: Principal) -> None:
+        kept = self._keys.find_key(principal.key_id)
+        if text is None or kept is None or kept.expires_at is not None:
+            return
+        if len(self._admitted) >= _MOST_REMEMBERED:
+            self._admitted.clear()
+        self._admitted[text] = (kept, principal)
+
+
+def permission_guard(gate: Gate) -> Callable[..., Awaitable[None]]:
     """A Litestar guard: a door is open only to the permission that it names in
     `opt={"permission": ...}`, and one that names none to nobody."""
 
@@ -95,9 +158,9 @@ def permission_guard(keys: KeyRing, clock: Clock) -> Callable[..., Awaitable[Non
     ) -> None:
         if connection.scope.get("method") == "OPTIONS":
             return  # OPTIONS tells which methods there are, and nothing else
-        principal = authenticate(key_text(connection.headers), keys, clock())
-        require(principal, handler.opt["permission"])
-        connection.scope["user"] = principal
+        connection.scope["user"] = gate.admit(
+            key_text(connection.headers), handler.opt["permission"]
+        )
 
     return guard
 
@@ -187,7 +250,7 @@ def read_as(kind: type[T], data: Any) -> T:
     return decoded.value
 
 
-def problem_response(error: ProblemError, request_id: str = "") -> Response[bytes]:
+def problem_reply(error: ProblemError, request_id: str = "") -> Reply:
     """The answer that says what went wrong."""
     body = ProblemBody(
         type=error.type,
@@ -197,12 +260,22 @@ def problem_response(error: ProblemError, request_id: str = "") -> Response[byte
         errors=error.errors,
         request_id=request_id,
     )
+    return Reply(error.status, msgspec.json.encode(body), PROBLEM_JSON, error.headers)
+
+
+def respond(reply: Reply) -> Response[bytes]:
+    """An answer by way of the framework."""
     return Response(
-        msgspec.json.encode(body),
-        status_code=error.status,
-        media_type=PROBLEM_JSON,
-        headers=error.headers,
+        reply.body,
+        status_code=reply.status,
+        media_type=reply.media_type,
+        headers=dict(reply.headers),
     )
+
+
+def problem_response(error: ProblemError, request_id: str = "") -> Response[bytes]:
+    """The answer that says what went wrong, by way of the framework."""
+    return respond(problem_reply(error, request_id))
 
 
 def handle_problem(request: Request[Any, Any, Any], error: ProblemError) -> Response[bytes]:
@@ -217,7 +290,11 @@ def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException)
     kind = _PROBLEM_OF_STATUS.get(error.status_code)
     if kind is None:
         kind = "malformed" if error.status_code < 500 else "internal"
-    headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+    headers = {
+        name: ", ".join(sorted(value.split(", ")))  # the framework has them in a set
+        for name, value in (error.headers or {}).items()
+        if name.lower() == "allow"
+    }
     return handle_problem(request, ProblemError(kind, error.detail, headers=headers))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from experiments import paths, store
+from experiments import layers, overrides, paths, pins, store
 from experiments.allocation import (
     Allocation,
     enrols_same,
@@ -19,10 +19,10 @@ from experiments.allocation import (
 )
 from experiments.changes import change_problems, changed_paths
 from experiments.definition import examine_patch
-from experiments.model import Experiment, State
+from experiments.model import HOLDOUT, Experiment, State
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord
-from experiments.states import Verb, move
+from experiments.states import HOLDS_SLOTS, Verb, move
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -54,14 +54,32 @@ async def find(
     return record
 
 
+async def find_to_change(connection: store.Connection, project: str, key: str) -> ExperimentRecord:
+    """The experiment of this key, locked, which a caller is about to change by itself.
+
+    Raises:
+        ProblemError: `not-found`; `conflict` where it is the built-in one.
+    """
+    record = await find(connection, project, key, lock=True)
+    if record.key == HOLDOUT:
+        raise ProblemError(
+            "conflict", f"{HOLDOUT} is the project's holdout: `PUT /v1/holdout` changes it"
+        )
+    return record
+
+
 async def define(
     connection: store.Connection, project: str, definition: Experiment, change: Change
 ) -> ExperimentRecord:
     """Store a definition as a draft, revision 1.
 
     Raises:
-        ProblemError: `exists` where the key was ever used in the project.
+        ProblemError: `exists` where the key was ever used in the project; `invalid` where it names
+            a layer that there is not, or one of other units.
     """
+    problems = await layers.problems_of(connection, project, definition)
+    if problems:
+        raise invalid(problems)
     record = await store.insert_experiment(connection, project, definition, change.at)
     if record is None:
         raise ProblemError(
@@ -76,8 +94,9 @@ async def define(
 async def amend(
     connection: store.Connection, record: ExperimentRecord, patch: Any, change: Change
 ) -> ExperimentRecord:
-    """Change a definition by a merge patch (RFC 7396): a new revision, and a new epoch where it
-    changes what assignment reads while the experiment runs.
+    """Change a definition by a merge patch (RFC 7396): a new revision, and one new epoch where it
+    changes what assignment reads while the experiment runs: targeting, or the split if at least
+    1 % of the traffic would move. Overrides of what a draft has no more are ended.
 
     Raises:
         ProblemError: `invalid` with every wrong field, and every one that this state does not allow
@@ -89,22 +108,35 @@ async def amend(
         for held in change_problems(record.definition, definition, record.state)
         if not any(paths.overlap(held.path, wrong.path) for wrong in problems)
     ]
+    problems = problems or await layers.problems_of(connection, record.project, definition)
     if problems:
         raise invalid(problems)
     if not any(changed_paths(record.definition, definition)):
         return record
-    amended = msgspec.structs.replace(
-        record, definition=definition, revision=record.revision + 1, updated_at=change.at
+    amended = await store.amend(
+        connection, record, definition, change.at, change.actor, change.reason
     )
-    await store.insert_revision(connection, amended, change.actor, change.reason)
-    await store.save_experiment(connection, amended)
-    before = record.definition
+    await overrides.end_outdated(connection, amended, change.at, change.actor)
+    if record.state not in HOLDS_SLOTS:
+        return amended
+    split = await _amended_split(connection, record, definition)
+    if split is None:
+        return amended
+    return await open_epoch(connection, amended, record.state, split, change)
+
+
+async def _amended_split(
+    connection: store.Connection, record: ExperimentRecord, definition: Experiment
+) -> Split | None:
+    """The split of the epoch that a change of the definition makes, or None where it makes none."""
+    before, split = record.definition, None
     weights = None if definition.weights == before.weights else definition.weights
     traffic = None if definition.traffic == before.traffic else definition.traffic
-    split_changed = weights is not None or traffic is not None
-    if record.state in {"running", "paused"} and split_changed:
-        return await allocate(connection, amended, weights, traffic, change)
-    return amended
+    if weights is not None or traffic is not None:
+        split = await plan_split(connection, record, weights, traffic)
+    if split is None and any(changed_paths(before.targeting, definition.targeting)):
+        return await _split_of(connection, record)
+    return split
 
 
 async def allocate(
@@ -120,7 +152,7 @@ async def allocate(
     Raises:
         ProblemError: `conflict` where the experiment is neither running nor paused.
     """
-    if record.state not in {"running", "paused"}:
+    if record.state not in HOLDS_SLOTS:
         raise ProblemError(
             "conflict", f"An experiment that is {record.state} has no traffic to allocate"
         )
@@ -153,8 +185,14 @@ async def plan_split(
 async def start(
     connection: store.Connection, record: ExperimentRecord, change: Change
 ) -> ExperimentRecord:
-    """Begin the next run: a new salt, no old data, and its first epoch."""
+    """Begin the next run: a new salt, no old data, and its first epoch.
+
+    Raises:
+        ProblemError: `conflict` where this state does not allow it, or another experiment has some
+            of its slots in a layer.
+    """
     state = move(record.state, "start")
+    await layers.claim(connection, record)
     definition, run = record.definition, record.run + 1
     await store.insert_run(connection, record.id, run, definition.salt_of(run), change.at)
     started = msgspec.structs.replace(record, run=run, ship=None)
@@ -180,9 +218,13 @@ async def _keep_allocation(
     connection: store.Connection, record: ExperimentRecord, verb: Verb, change: Change
 ) -> ExperimentRecord:
     state = move(record.state, verb)
+    return await open_epoch(connection, record, state, await _split_of(connection, record), change)
+
+
+async def _split_of(connection: store.Connection, record: ExperimentRecord) -> Split:
+    """The split as it stands."""
     current = await store.get_epoch(connection, record.id, record.epoch)
-    split = Split(current.allocation, current.weights)
-    return await open_epoch(connection, record, state, split, change)
+    return Split(current.allocation, current.weights)
 
 
 async def conclude(
@@ -240,18 +282,22 @@ async def open_epoch(
     change: Change,
     decision: int | None = None,
 ) -> ExperimentRecord:
-    """Pin all that assignment reads as the next epoch, and make it the current one."""
+    """Pin all that assignment reads as the next epoch, and make it the current one.
+
+    What has ended answers alike for all: it has no part of a layer, and nobody of it is held out.
+    """
+    definition, lives = record.definition, state in HOLDS_SLOTS
     epoch = Epoch(
         number=record.epoch + 1,
         run=record.run,
         state=state,
-        salt=record.definition.salt_of(record.run),
+        salt=definition.salt_of(record.run),
         allocation=split.allocation,
         weights=split.weights,
-        targeting=record.definition.targeting,
-        layer=None,
-        holdout=None,
-        stickiness=record.definition.stickiness,
+        targeting=definition.targeting,
+        layer=await pins.layer_pin(connection, record.project, definition) if lives else None,
+        holdout=await pins.holdout_pin(connection, record.project, definition) if lives else None,
+        stickiness=definition.stickiness,
         ship=record.ship,
         at=change.at,
         actor=change.actor,

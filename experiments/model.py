@@ -13,6 +13,12 @@ from msgspec import Meta
 SLOTS = 10_000
 """Equal shares of the hash space of an experiment (DESIGN 5)."""
 
+HOLDOUT = "$holdout"
+"""The key of the built-in experiment that is a project's holdout."""
+
+TARGETING_KEY = "targetingKey"
+"""Where OpenFeature's evaluation context holds the unit, unless an experiment says otherwise."""
+
 LARGEST_VALUE = 1e30
 """The largest value of an outcome, either way: what is made of many of them stays finite."""
 
@@ -23,6 +29,14 @@ Key: TypeAlias = Annotated[
         description="1 to 64 of a-z, 0-9, `_`, `.` and `-`",
     ),
 ]
+ExperimentKey: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-z0-9_.-]{1,64}|\$holdout)$(?!\n)",
+        description="1 to 64 of a-z, 0-9, `_`, `.` and `-`",
+    ),
+]
+"""The key of an experiment. `$holdout` is the built-in one, which no definition may name."""
 Salt: TypeAlias = Annotated[
     str,
     Meta(
@@ -81,7 +95,7 @@ class Unit(_Part, frozen=True):
     """What is randomised, and where an evaluation context holds its identity."""
 
     type: Key = "user"
-    attribute: AttributeName = "targetingKey"
+    attribute: AttributeName = TARGETING_KEY
 
 
 class Layer(_Part, frozen=True):
@@ -226,7 +240,7 @@ class WhenStale(_Part, frozen=True):
 class Experiment(_Part, frozen=True):
     """A definition, as a team writes it in YAML or JSON (DESIGN 6)."""
 
-    key: Key
+    key: ExperimentKey
     variants: Annotated[tuple[Variant, ...], Meta(min_length=2, max_length=64)]
     name: Text = ""
     hypothesis: Text = ""

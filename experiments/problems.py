@@ -17,6 +17,7 @@ CATALOGUE: Final[dict[str, tuple[int, str]]] = {
     "revision-mismatch": (412, "It was changed since you read it"),
     "precondition-required": (428, "If-Match is needed"),
     "too-large": (413, "The body is too large"),
+    "rate-limited": (429, "Too many requests"),
     "journal-full": (503, "The journal is full"),
     "unavailable": (503, "Something that is needed does not answer"),
     "internal": (500, "A defect of ours"),
@@ -32,9 +33,13 @@ FIELD_TYPES: Final[dict[str, str]] = {
     "reference": "the value names something that does not exist",
     "conflict": "the value contradicts another field",
     "immutable": "the field cannot be changed in this state",
+    "unavailable": "the value cannot be checked now: send it again",
     "unsupported": "the field is known, its feature is not built yet",
 }
 """Type of a wrong field -> what it means."""
+
+
+DEFECT: Final = "Something broke; the request id finds it in our log"
 
 
 class FieldProblem(msgspec.Struct, frozen=True):

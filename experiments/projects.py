@@ -7,6 +7,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from experiments import overrides, store
 from experiments.problems import ProblemError
 from experiments.store import Connection
 from experiments.units import KEY_BYTES, Storage, UnitKey
@@ -56,15 +57,18 @@ async def get_project(connection: Connection, project: str) -> Project:
 async def set_units(
     connection: Connection, project: str, units: Storage, random_bytes: Callable[[int], bytes]
 ) -> Project:
-    """Say how a project's units are stored, in the caller's transaction.
+    """Say how a project's units are stored, in the caller's transaction. Overrides may be there
+    before all else: their units are hashed with it.
 
     Args:
         random_bytes: a cryptographic source such as `secrets.token_bytes`.
 
     Raises:
         ProblemError: `conflict` where it is to change and is fixed already: some units would be
-            stored one way and some the other; `not-found` where there is no such project.
+            stored one way and some the other, or where overrides keep it from being turned back;
+            `not-found` where there is no such project.
     """
+    await store.enter_alone(connection, project)
     row = await connection.fetchrow(_LOCK, project)
     if row is None:
         raise _unknown(project)
@@ -77,7 +81,11 @@ async def set_units(
             f"`units` is fixed once an experiment was started or an event recorded; project"
             f" {project} {happened}, and stays {row['units']}",
         )
-    await unit_key(connection, project, random_bytes)
+    key = await unit_key(connection, project, random_bytes)
+    if units == "hashed":
+        await overrides.hash_units(connection, project, key)
+    else:
+        await overrides.leave_hashes(connection, project)
     await connection.execute(_SET_UNITS, project, units)
     return await get_project(connection, project)
 

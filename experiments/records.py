@@ -37,6 +37,44 @@ class Revision(msgspec.Struct, frozen=True):
     definition: Experiment
 
 
+class LayerPin(msgspec.Struct, frozen=True):
+    """The part of a layer that an experiment has: slots `[first, end)` under the layer's salt."""
+
+    key: str
+    salt: str
+    slots: tuple[int, int]
+
+
+class HoldoutPin(msgspec.Struct, frozen=True):
+    """The project's holdout as it stood: who is held takes part in nothing.
+
+    `experiment`, `run` and `epoch` are those of the built-in experiment `$holdout`; `held` are runs
+    of slots `[first, end)` under its salt.
+    """
+
+    experiment: int
+    run: int
+    epoch: int
+    salt: str
+    held: tuple[tuple[int, int], ...]
+
+
+class Override(msgspec.Struct, frozen=True):
+    """Who always gets a variant, for testing: one unit (as the project stores units), or all whose
+    `attribute` has this `value` (a string, a number or a boolean)."""
+
+    id: int
+    variant: str
+    unit: str | None
+    attribute: str | None
+    value: Any
+    created_at: datetime
+    actor: str
+    reason: str
+    ended_at: datetime | None = None
+    ended_by: str | None = None
+
+
 class Epoch(msgspec.Struct, frozen=True):
     """All that assignment reads, pinned and numbered; immutable. `weights` are as they were stated:
     whole slots can only come near to them, so that the next change of traffic starts from these."""
@@ -48,8 +86,8 @@ class Epoch(msgspec.Struct, frozen=True):
     allocation: Allocation
     weights: dict[str, float]
     targeting: Any
-    layer: Any
-    holdout: Any
+    layer: LayerPin | None
+    holdout: HoldoutPin | None
     stickiness: Stickiness
     ship: str | None
     at: datetime
@@ -59,15 +97,33 @@ class Epoch(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """An experiment together with its current epoch: what a router answers from."""
+    """An experiment together with its current epoch and its overrides: what a router answers
+    from."""
 
     record: ExperimentRecord
     epoch: Epoch
+    overrides: tuple[Override, ...] = ()
+
+
+class Unread(msgspec.Struct, frozen=True):
+    """An experiment that cannot be read, such as one that a newer release has written; and why."""
+
+    key: str
+    why: str
 
 
 class Publication(msgspec.Struct, frozen=True):
-    """All that a router needs to know of a project, at one version. `unit_key` is what its units
-    are hashed with, None where they are stored as they are; `erasures` is how many there were."""
+    """All that a router needs to know of a project at one version, or what of it is new.
+
+    `sticky_id` is random, and no other project's, in this database or another: first variants of
+    sticky experiments are kept under it.
+
+    Where `since` is not None, `experiments` are only those that changed after that version, and
+    `gone` are the keys of those that were archived after it. All else is complete. `holdout` is
+    the built-in experiment `$holdout` while one is in force; it is not among `experiments`.
+    `unit_key` is what units are hashed with, None where they are stored as they are; `erasures` is
+    how many there were. `unread` are those that would be among `experiments`, could they be read.
+    """
 
     project: str
     version: int
@@ -76,6 +132,11 @@ class Publication(msgspec.Struct, frozen=True):
     experiments: tuple[Live, ...]
     unit_key: UnitKey | None
     erasures: int
+    sticky_id: str
+    since: int | None = None
+    gone: tuple[str, ...] = ()
+    holdout: Live | None = None
+    unread: tuple[Unread, ...] = ()
 
 
 class Decision(msgspec.Struct, frozen=True):

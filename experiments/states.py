@@ -22,6 +22,11 @@ archived.
 """
 
 
+HOLDS_SLOTS: Final[frozenset[State]] = frozenset({"running", "paused"})
+"""The states in which an experiment has its slots, those of a layer among them: a pause ends, and
+then they are needed again."""
+
+
 def allowed(state: State) -> list[Verb]:
     """What one can do with an experiment in this state."""
     return [verb for verb, (sources, _) in MOVES.items() if state in sources]

@@ -1,7 +1,21 @@
 """Experiments in Postgres. Each function takes a connection, so that its caller owns the
-transaction; none decides anything."""
+transaction; none decides anything.
 
-from collections.abc import Sequence
+**Locks.** Whoever changes something takes these in this order, so that no two wait for each other
+in a circle; each leaves out what it does not need.
+
+1. the project as a whole (an advisory lock): shared by all who lock an experiment of it, taken
+   alone by who changes the holdout, which is pinned in the epochs of many;
+2. experiments, in the order of their ids where there are several;
+3. a layer;
+4. the project's row, for its version: held to the commit, so that versions commit in order.
+
+Whoever folds, takes definitions in or erases has the lock of the moments before all of these, and
+those of a run's metrics between 2 and 4.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -10,8 +24,19 @@ import msgspec
 
 from experiments.allocation import Allocation
 from experiments.keys import ApiKey
-from experiments.model import Experiment, State
-from experiments.records import Decision, Epoch, ExperimentRecord, Live, Publication, Revision
+from experiments.model import HOLDOUT, Experiment, State, Stickiness
+from experiments.records import (
+    Decision,
+    Epoch,
+    ExperimentRecord,
+    HoldoutPin,
+    LayerPin,
+    Live,
+    Override,
+    Publication,
+    Revision,
+    Unread,
+)
 from experiments.units import UnitKey
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
@@ -28,7 +53,46 @@ _EPOCH_COLUMNS = (
     "at, actor, reason, decision"
 )
 
+_PINNED: Final[dict[str, Any]] = {"targeting": Any, "layer": LayerPin, "holdout": HoldoutPin}
+
+_LIVE = """
+    select x.id, x.project, x.key, x.state, x.revision, x.run, x.epoch, x.definition, x.ship,
+           x.created_at, x.updated_at,
+           e.number as e_number, e.run as e_run, e.state as e_state, e.salt as e_salt,
+           e.allocation as e_allocation, e.weights as e_weights, e.targeting as e_targeting,
+           e.layer as e_layer, e.holdout as e_holdout, e.stickiness as e_stickiness,
+           e.ship as e_ship, e.at as e_at, e.actor as e_actor, e.reason as e_reason,
+           e.decision as e_decision
+    from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch
+"""
+_NEW_LIVE = (
+    _LIVE
+    + """
+    where x.project = $1 and x.state <> 'archived' and x.key <> $2
+      and ($3::bigint is null or x.version > $3 or x.key = any($4::text[]))
+    order by x.id
+"""
+)
+_LIVE_HOLDOUT = _LIVE + " where x.project = $1 and x.key = $2 and x.state = 'running'"
+_NEW_OVERRIDES = """
+    select o.experiment, o.id, o.variant, o.unit, o.attribute, o.value, o.created_at, o.actor,
+           o.reason, o.ended_at, o.ended_by
+    from override o join experiment x on x.id = o.experiment
+    where o.ended_at is null and x.project = $1 and x.state <> 'archived'
+      and ($2::bigint is null or x.version > $2 or x.key = any($3::text[]))
+    order by o.id
+"""
+_GONE = """
+    select key from experiment
+    where project = $1 and version > $2 and state = 'archived' order by id
+"""
+_ENTER = "select pg_advisory_xact_lock_shared($1, hashtext($2))"
+_ENTER_ALONE = "select pg_advisory_xact_lock($1, hashtext($2))"
+_LOCK_CLASS: Final = 0x7475726E  # the number only has to be ours
+
 BORROW_SECONDS: Final = 5.0
+SLICE: Final = 32
+"""Rows that are decoded in one go: a millisecond or two, in which nothing else is done."""
 
 
 def _json(value: Any) -> str:
@@ -45,8 +109,11 @@ def _epoch(row: asyncpg.Record, prefix: str = "") -> Epoch:
     fields = {name: row[prefix + name] for name in Epoch.__struct_fields__}
     fields["allocation"] = msgspec.json.decode(fields["allocation"], type=Allocation)
     fields["weights"] = msgspec.json.decode(fields["weights"], type=dict[str, float])
-    for name in ("targeting", "layer", "holdout"):
-        fields[name] = None if fields[name] is None else msgspec.json.decode(fields[name])
+    # What a newer release means by a word of its own must not be taken for something else.
+    msgspec.convert((fields["state"], fields["stickiness"]), tuple[State, Stickiness])
+    for name, kind in _PINNED.items():
+        text = fields[name]
+        fields[name] = None if text is None else msgspec.json.decode(text, type=kind)
     return Epoch(**fields)
 
 
@@ -67,9 +134,36 @@ async def create_project(connection: Connection, project: str, now: datetime) ->
     )
 
 
-async def touch_project(connection: Connection, project: str) -> None:
-    """Raise the version of a project, in the transaction of what changed."""
-    await connection.execute("update project set version = version + 1 where key = $1", project)
+async def touch_project(connection: Connection, project: str) -> int:
+    """Raise the version of a project, in the transaction of what changed; the new version.
+
+    The row stays locked until that ends, so that versions are committed in their order.
+    """
+    version: int = await connection.fetchval(
+        "update project set version = version + 1 where key = $1 returning version", project
+    )
+    return version
+
+
+async def mark_changed(connection: Connection, project: str, experiments: Sequence[int]) -> None:
+    """Let routers read these experiments anew: their caller has locked them, and changed what
+    stands beside their rows."""
+    version = await touch_project(connection, project)
+    await connection.execute(
+        "update experiment set version = $2 where id = any($1)", experiments, version
+    )
+
+
+async def enter(connection: Connection, project: str) -> None:
+    """Begin to change experiments of a project, as others may, too: what is in force for all of
+    them stays so until the transaction ends."""
+    await connection.execute(_ENTER, _LOCK_CLASS, project)
+
+
+async def enter_alone(connection: Connection, project: str) -> None:
+    """Begin to change what is in force for all experiments of a project: nobody else changes one of
+    them until the transaction ends."""
+    await connection.execute(_ENTER_ALONE, _LOCK_CLASS, project)
 
 
 async def insert_key(connection: Connection, key: ApiKey) -> None:
@@ -148,6 +242,8 @@ async def get_experiment(
     connection: Connection, project: str, key: str, *, lock: bool = False
 ) -> ExperimentRecord | None:
     """The experiment of this key, locked until the transaction ends where `lock` says so."""
+    if lock:
+        await enter(connection, project)
     # The weaker lock lets others refer to the row, which folding does while it holds its runs.
     locked = " for no key update" if lock else ""
     query = _EXPERIMENT + " where project = $1 and key = $2" + locked
@@ -156,18 +252,27 @@ async def get_experiment(
 
 
 async def list_experiments(
-    connection: Connection, project: str, limit: int, after: int | None, state: State | None
+    connection: Connection,
+    project: str,
+    limit: int,
+    after: int | None,
+    state: State | None,
+    *,
+    built_in: bool = False,
 ) -> list[ExperimentRecord]:
-    """Up to `limit` experiments, the newest first, from behind the id `after`."""
+    """Up to `limit` experiments, the newest first, from behind the id `after`; the built-in one
+    among them only where `built_in` says so."""
     rows = await connection.fetch(
         _EXPERIMENT
         + """ where project = $1 and ($2::bigint is null or id < $2)
-                and ($3::text is null or state = $3)
+                and ($3::text is null or state = $3) and ($5 or key <> $6)
               order by id desc limit $4""",
         project,
         after,
         state,
         limit,
+        built_in,
+        HOLDOUT,
     )
     return [_experiment(row) for row in rows]
 
@@ -189,6 +294,23 @@ async def insert_revision(
         actor,
         reason,
     )
+
+
+async def amend(
+    connection: Connection,
+    record: ExperimentRecord,
+    definition: Experiment,
+    at: datetime,
+    actor: str,
+    reason: str,
+) -> ExperimentRecord:
+    """The record with another definition, which is kept as its next revision."""
+    amended = msgspec.structs.replace(
+        record, definition=definition, revision=record.revision + 1, updated_at=at
+    )
+    await insert_revision(connection, amended, actor, reason)
+    await save_experiment(connection, amended)
+    return amended
 
 
 async def list_revisions(
@@ -217,10 +339,11 @@ async def list_revisions(
 
 async def save_experiment(connection: Connection, record: ExperimentRecord) -> None:
     """Store all of a record that can change, and raise its project's version."""
+    version = await touch_project(connection, record.project)
     await connection.execute(
         """update experiment
            set state = $2, revision = $3, run = $4, epoch = $5, definition = $6, ship = $7,
-               updated_at = $8
+               updated_at = $8, version = $9
            where id = $1""",
         record.id,
         record.state,
@@ -230,8 +353,8 @@ async def save_experiment(connection: Connection, record: ExperimentRecord) -> N
         _json(record.definition),
         record.ship,
         record.updated_at,
+        version,
     )
-    await touch_project(connection, record.project)
 
 
 async def insert_run(
@@ -404,36 +527,71 @@ async def project_versions(connection: Connection) -> dict[str, int]:
     return {row["key"]: row["version"] for row in rows}
 
 
-async def load_publication(connection: Connection, project: str) -> Publication | None:
-    """All that a router needs to know of a project, as of one moment: a draft has no epoch, so it
-    is not part of it."""
+async def load_publication(
+    connection: Connection, project: str, since: int | None = None, again: Collection[str] = ()
+) -> Publication | None:
+    """All that a router needs to know of a project, as of one moment, or what of it is new since a
+    version: a draft has no epoch, so it is not part of it.
+
+    Experiments come in slices, so that many of them do not hold up the event loop. One that cannot
+    be read keeps back no other.
+
+    Args:
+        again: keys of experiments that are read even if they are not new.
+    """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(
-            """select version, default_unit_type, erasures,
+            """select version, default_unit_type, erasures, sticky_id,
                       case when units = 'hashed' then unit_key end as unit_key
                from project where key = $1""",
             project,
         )
         if row is None:
             return None
-        rows: Sequence[asyncpg.Record] = await connection.fetch(
-            """select x.id, x.project, x.key, x.state, x.revision, x.run, x.epoch, x.definition,
-                      x.ship, x.created_at, x.updated_at,
-                      e.number as e_number, e.run as e_run, e.state as e_state, e.salt as e_salt,
-                      e.allocation as e_allocation, e.weights as e_weights,
-                      e.targeting as e_targeting, e.layer as e_layer, e.holdout as e_holdout,
-                      e.stickiness as e_stickiness, e.ship as e_ship, e.at as e_at,
-                      e.actor as e_actor, e.reason as e_reason, e.decision as e_decision
-               from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch
-               where x.project = $1 and x.state <> 'archived' order by x.id""",
-            project,
-        )
+        if since is not None and since > row["version"]:
+            since = None  # the database is an older one, restored: nothing is known of it
+        overrides = await _new_overrides(connection, project, since, again)
+        news = connection.cursor(_NEW_LIVE, project, HOLDOUT, since, [*again], prefetch=SLICE)
+        read = [_live(row, overrides[row["id"]]) async for row in news]
+        row_of_holdout = await connection.fetchrow(_LIVE_HOLDOUT, project, HOLDOUT)
+        holdout = None if row_of_holdout is None else _live(row_of_holdout)
+        gone = [] if since is None else await connection.fetch(_GONE, project, since)
         return Publication(
             project=project,
             version=row["version"],
             default_unit_type=row["default_unit_type"],
             keys=await live_keys(connection, project),
-            experiments=tuple(Live(_experiment(r), _epoch(r, "e_")) for r in rows),
+            experiments=tuple(found for found in read if isinstance(found, Live)),
             unit_key=None if row["unit_key"] is None else UnitKey(row["unit_key"]),
             erasures=row["erasures"],
+            sticky_id=row["sticky_id"].hex,
+            since=since,
+            gone=tuple(r["key"] for r in gone),
+            holdout=holdout if isinstance(holdout, Live) else None,
+            unread=tuple(found for found in (*read, holdout) if isinstance(found, Unread)),
         )
+
+
+def _live(row: asyncpg.Record, overrides: Iterable[Override] = ()) -> Live | Unread:
+    try:
+        return Live(_experiment(row), _epoch(row, "e_"), tuple(overrides))
+    except Exception as error:  # whatever a newer release has put there
+        return Unread(row["key"], str(error))
+
+
+async def _new_overrides(
+    connection: Connection, project: str, since: int | None, again: Collection[str]
+) -> defaultdict[int, list[Override]]:
+    """The current overrides of what changed after a version or is read again, by experiment."""
+    found: defaultdict[int, list[Override]] = defaultdict(list)
+    rows = connection.cursor(_NEW_OVERRIDES, project, since, [*again], prefetch=8 * SLICE)
+    async for row in rows:
+        found[row["experiment"]].append(read_override(row))
+    return found
+
+
+def read_override(row: asyncpg.Record) -> Override:
+    """An override out of a row that has its columns."""
+    fields = {name: row[name] for name in Override.__struct_fields__}
+    fields["value"] = None if row["value"] is None else msgspec.json.decode(row["value"])
+    return Override(**fields)

@@ -29,10 +29,11 @@ alone. So what is in the tables, and what is yet to come in, is never in between
 class UnitKey:
     """The secret key of a project. It has no text form, so that none gets into a log."""
 
-    __slots__ = ("_erased", "_stored")
+    __slots__ = ("_erased", "_secret", "_stored")
 
     def __init__(self, secret: bytes) -> None:
         """`secret` is 32 random bytes."""
+        self._secret = secret
         # The key is taken in once; each hash goes on from a copy, which takes a fifth less time.
         self._stored = hashlib.blake2b(key=secret, person=b"turnout.unit", digest_size=16)
         self._erased = hashlib.blake2b(key=secret, person=b"turnout.erased", digest_size=32)
@@ -49,9 +50,15 @@ class UnitKey:
         digest.update(f"{unit_type}\0{stored}".encode())
         return digest.digest()
 
+    def secret(self) -> bytes:
+        """The secret itself, for a file that only its owner can read; for nothing that is shown."""
+        return self._secret
+
 
 def unit_problem(unit: str) -> str | None:
     """What is wrong with the id of a unit, or None."""
+    if unit.isascii() and 1 <= len(unit) <= MAX_UNIT_BYTES and "\0" not in unit:
+        return None  # as nearly all are
     size = len(unit.encode("utf-8", "surrogatepass"))
     if not 1 <= size <= MAX_UNIT_BYTES:
         return f"must have 1 to {MAX_UNIT_BYTES} bytes of UTF-8, has {size}"

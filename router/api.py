@@ -1,93 +1,35 @@
-"""The doors of the data plane: assignment, OFREP, outcomes."""
+"""The doors of the data plane: assignment, OFREP's single evaluation, outcomes."""
 
-from typing import Annotated, Any, Final, TypeAlias
+import logging
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from litestar import MediaType, Request, Response, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, SkipValidation
-from msgspec import Meta
 
-from experiments.doors import (
-    NOT_JSON,
-    Clock,
-    json_response,
-    malformed,
-    parse_json,
-    principal_of,
-    read_as,
-    read_body,
+from experiments.doors import principal_of, read_body, respond
+from experiments.problems import DEFECT, ProblemError
+from router.hot import (
+    ASSIGN,
+    FLAG,
+    MAX_ASSIGN_BODY,
+    AssignAnswer,
+    AssignRequest,
+    HotDoor,
+    OfrepError,
+    OfrepRequest,
+    OfrepSuccess,
+    refuse_flag,
 )
-from experiments.model import Key
-from experiments.problems import FieldProblem, ProblemError, invalid
-from experiments.units import unit_problem
-from router.assign import Assignment, Why, assign, attribute_problems, exposure
-from router.metrics import RouterMetrics
-from router.outcomes import Context, ItemError, OutcomeItem, read_batch
-from router.recording import Recorder
-from router.refresher import Refresher
-from router.snapshot import Entry
+from router.items import ItemError
+from router.outcomes import Context, OutcomeItem, read_batch
+from router.plane import DataPlane, complete
 
-MAX_ASSIGN_BODY = 64 * 1024
-
-
-class DataPlane(msgspec.Struct, frozen=True):
-    """What the data plane works with, handed in."""
-
-    refresher: Refresher
-    recorder: Recorder
-    metrics: RouterMetrics
-    clock: Clock
-
-    def find(self, project: str, key: str) -> Entry | None:
-        """The entry of an experiment that was started, or None."""
-        found = self.refresher.current.projects.get(project)
-        return None if found is None else found.entries.get(key)
-
-    async def evaluate(
-        self, entry: Entry, unit: str, attributes: dict[str, Any] | None, expose: bool
-    ) -> tuple[Assignment, bool]:
-        """Assign a unit, and record its exposure; whether it was recorded."""
-        answer = assign(entry, unit)
-        recorded = False
-        if answer.enrolled and expose:
-            record = exposure(entry, answer.arm, unit, attributes, self.clock())
-            recorded = await self.recorder.expose(record, entry.key, entry.erasures)
-        self.metrics.assignments.labels(
-            entry.project, entry.key, answer.arm.key, answer.reason
-        ).inc()
-        return answer, recorded
-
+logger = logging.getLogger(__name__)
 
 Data: TypeAlias = NamedDependency[SkipValidation[DataPlane]]
-
-
-class AssignRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/assign`."""
-
-    experiment: Key
-    unit: Annotated[str, Meta(min_length=1, description="a unit's id: 1 to 256 bytes of UTF-8")]
-    attributes: dict[str, Any] | None = None
-    expose: bool = True
-
-
-class AssignAnswer(msgspec.Struct, frozen=True):
-    """Which variant a unit gets, and what is needed to account for it.
-
-    `propensity` is the variant's probability for an enrolled unit; it and `slot` are null where the
-    answer did not come from a slot. `recorded` says that the exposure is on disk.
-    """
-
-    experiment: str
-    run: int
-    variant: str
-    value: msgspec.Raw
-    reason: Why
-    epoch: int
-    propensity: float | None
-    slot: int | None
-    recorded: bool
 
 
 class OutcomesAnswer(msgspec.Struct, frozen=True):
@@ -98,89 +40,26 @@ class OutcomesAnswer(msgspec.Struct, frozen=True):
     errors: list[ItemError]
 
 
-class OfrepRequest(msgspec.Struct, frozen=True):
-    """The body of an evaluation (OFREP 0.3). The unit is in its context."""
-
-    context: dict[str, Any]
-
-
-class OfrepSuccess(msgspec.Struct, frozen=True):
-    """A successful evaluation (OFREP 0.3)."""
-
-    key: str
-    reason: str
-    variant: str
-    value: msgspec.Raw
-    metadata: dict[str, str | float | bool]
+async def _answer(
+    door: HotDoor, request: Request[Any, Any, Any], plane: DataPlane, key: str = ""
+) -> Response[bytes]:
+    body = await read_body(request, MAX_ASSIGN_BODY)
+    asked = door.evaluate(plane, principal_of(request), key, body)
+    answer, recorded = await complete(plane, asked)
+    return Response(door.encode(asked.entry, answer, recorded), media_type=MediaType.JSON)
 
 
-class OfrepFailure(msgspec.Struct, frozen=True):
-    """A failed evaluation (OFREP 0.3)."""
-
-    key: str
-    errorCode: str  # noqa: N815 - the protocol's name
-    errorDetails: str  # noqa: N815 - the protocol's name
-
-
-_OFREP_REASONS: dict[Why, str] = {
-    "split": "SPLIT",
-    "not_enrolled": "SPLIT",
-    "paused": "DISABLED",
-    "rolled_back": "DISABLED",
-    "concluded": "STATIC",
-}
-_assign_request = msgspec.json.Decoder(AssignRequest)
+def handle_ofrep_problem(
+    request: Request[Any, Any, Any], error: ProblemError | OfrepError
+) -> Response[bytes]:
+    """Litestar exception handler of the doors that speak OFREP."""
+    return respond(refuse_flag(error, request.path_params.get("key", ""), ""))
 
 
-class _OfrepError(Exception):
-    def __init__(self, status: int, code: str, details: str) -> None:
-        super().__init__(details)
-        self.status, self.code, self.details = status, code, details
-
-
-def _read_assign_request(body: bytes) -> AssignRequest:
-    try:
-        request = _assign_request.decode(body)
-    except msgspec.ValidationError:
-        request = read_as(AssignRequest, parse_json(body))
-    except NOT_JSON as error:
-        raise malformed(error) from error
-    detail = unit_problem(request.unit)
-    if detail is not None:
-        raise invalid([FieldProblem("unit", "value", detail)])
-    return request
-
-
-def _read_context(body: bytes) -> dict[str, Any]:
-    try:
-        data = msgspec.json.decode(body)
-    except NOT_JSON as error:
-        raise _OfrepError(400, "PARSE_ERROR", f"the body is not JSON: {error}") from error
-    context = data.get("context") if isinstance(data, dict) else None
-    if not isinstance(context, dict):
-        raise _OfrepError(400, "INVALID_CONTEXT", "`context` must be an object")
-    return context
-
-
-def _unit_of(context: dict[str, Any], attribute: str) -> str:
-    unit = context.get(attribute)
-    if unit is None or unit == "":
-        raise _OfrepError(400, "TARGETING_KEY_MISSING", f"the context has no `{attribute}`")
-    if not isinstance(unit, str):
-        raise _OfrepError(400, "INVALID_CONTEXT", f"`{attribute}` must be a string")
-    detail = unit_problem(unit)
-    if detail is not None:
-        raise _OfrepError(400, "INVALID_CONTEXT", f"`{attribute}` {detail}")
-    return unit
-
-
-def _handle_ofrep_problem(request: Request[Any, Any, Any], error: ProblemError) -> Response[Any]:
-    """401 and 403 have no body in OFREP; 413 has only `errorDetails`."""
-    if error.status in {401, 403}:
-        return Response(
-            b"", status_code=error.status, media_type=MediaType.TEXT, headers=error.headers
-        )
-    return json_response({"errorDetails": error.detail}, error.status, error.headers)
+def handle_ofrep_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar exception handler of the doors that speak OFREP: a defect of ours."""
+    logger.error("defect", exc_info=error)
+    return handle_ofrep_problem(request, ProblemError("internal", DEFECT))
 
 
 @post(
@@ -191,71 +70,25 @@ def _handle_ofrep_problem(request: Request[Any, Any, Any], error: ProblemError) 
 )
 async def assign_unit(request: Request[Any, Any, Any], plane: Data) -> Response[bytes]:
     """Which variant a unit gets; its exposure is on disk before the answer."""
-    body = _read_assign_request(await read_body(request, MAX_ASSIGN_BODY))
-    entry = plane.find(principal_of(request).project, body.experiment)
-    if entry is None:
-        raise ProblemError("not-found", f"No experiment {body.experiment!r} was started")
-    problems = attribute_problems(entry, body.attributes, "attributes")
-    if problems:
-        raise invalid(problems)
-    answer, recorded = await plane.evaluate(entry, body.unit, body.attributes, body.expose)
-    return Response(
-        msgspec.json.encode(
-            AssignAnswer(
-                experiment=entry.key,
-                run=entry.run,
-                variant=answer.arm.key,
-                value=answer.arm.value,
-                reason=answer.reason,
-                epoch=entry.epoch,
-                propensity=answer.arm.propensity if answer.enrolled else None,
-                slot=answer.slot,
-                recorded=recorded,
-            )
-        ),
-        media_type=MediaType.JSON,
-    )
+    return await _answer(ASSIGN, request, plane)
 
 
 @post(
     "/ofrep/v1/evaluate/flags/{key:str}",
     status_code=200,
     opt={"permission": "evaluate", "takes": OfrepRequest, "gives": OfrepSuccess},
-    exception_handlers={ProblemError: _handle_ofrep_problem},
+    exception_handlers={
+        ProblemError: handle_ofrep_problem,
+        OfrepError: handle_ofrep_problem,
+        500: handle_ofrep_defect,
+    },
     tags=["assignment"],
 )
 async def evaluate_flag(
     request: Request[Any, Any, Any], plane: Data, key: FromPath[str]
-) -> Response[Any]:
+) -> Response[bytes]:
     """OpenFeature Remote Evaluation of one flag: an experiment is a flag."""
-    body = await read_body(request, MAX_ASSIGN_BODY)
-    try:
-        context = _read_context(body)
-        entry = plane.find(principal_of(request).project, key)
-        if entry is None:
-            raise _OfrepError(404, "FLAG_NOT_FOUND", f"no experiment {key!r} was started")
-        unit = _unit_of(context, entry.unit_attribute)
-        problems = attribute_problems(entry, context, "context")
-        if problems:
-            details = "; ".join(f"`{p.path}` {p.detail}" for p in problems)
-            raise _OfrepError(400, "INVALID_CONTEXT", details)
-    except _OfrepError as error:
-        return json_response(OfrepFailure(key, error.code, error.details), error.status)
-    answer, recorded = await plane.evaluate(entry, unit, context, expose=True)
-    return json_response(
-        OfrepSuccess(
-            key=key,
-            reason=_OFREP_REASONS[answer.reason],
-            variant=answer.arm.key,
-            value=answer.arm.value,
-            metadata={
-                "run": entry.run,
-                "epoch": entry.epoch,
-                "why": answer.reason,
-                "recorded": recorded,
-            },
-        )
-    )
+    return await _answer(FLAG, request, plane, key)
 
 
 @post(
@@ -268,7 +101,7 @@ async def record_outcomes(request: Request[Any, Any, Any], plane: Data) -> Respo
     """What came of it: one outcome, a list, or NDJSON; on disk before the answer."""
     principal = principal_of(request)
     body = await read_body(request)
-    project = plane.refresher.current.projects[principal.project]
+    project = plane.project(principal.project)
     context = Context(
         project=principal.project,
         default_unit_type=project.default_unit_type,

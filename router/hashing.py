@@ -13,7 +13,7 @@ from experiments.model import SLOTS
 _TEXT = 0x60  # CBOR major type 3, a text string, in the upper three bits of the first byte
 
 
-def _head(length: int) -> bytes:
+def head(length: int) -> bytes:
     """The head of a CBOR text string of so many bytes, in its shortest form (RFC 8949, 4.2.1)."""
     if length < 24:
         return bytes((_TEXT | length,))
@@ -24,7 +24,7 @@ def _head(length: int) -> bytes:
 
 
 # A unit has at most 256 bytes and a salt 80, so this covers all that a router meets.
-_HEADS = tuple(_head(length) for length in range(512))
+_HEADS = tuple(head(length) for length in range(512))
 
 
 def slotter(salt: str) -> Callable[[str], int]:
@@ -38,8 +38,8 @@ def slotter(salt: str) -> Callable[[str], int]:
     def slot_of(unit: str) -> int:
         text = prefix + unit.encode()
         length = len(text)
-        head = heads[length] if length < known else _head(length)
-        return (uintdigest(head + text) * SLOTS) >> 32
+        start = heads[length] if length < known else head(length)
+        return (uintdigest(start + text) * SLOTS) >> 32
 
     return slot_of
 

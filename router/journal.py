@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -32,6 +32,7 @@ from router.segments import (
     SegmentFolder,
     read_segment,
 )
+from router.writer import Writer
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -91,18 +92,23 @@ class Options(TypedDict, total=False):
     beside: Callable[[], int]
 
 
+Settle: TypeAlias = Callable[[JournalWriteError | None], None]
+"""Told once what became of records: on disk (or written), or not kept and why."""
+
+
 class _Entry(msgspec.Struct, frozen=True):
     """Frames that wait to be written, or a wish to seal the segment after what came before."""
 
     data: bytes
     at: datetime
-    done: asyncio.Future[None]
+    settle: Settle
     seals: bool = False
 
 
 class _Stored(msgspec.Struct, frozen=True):
     """What the thread tells the event loop after a write."""
 
+    batch: list[_Entry]
     sealed: list[Segment]
     size: int
     begun_at: datetime | None
@@ -116,14 +122,12 @@ class Journal:
     def __init__(
         self,
         files: SegmentFolder,
-        thread: ThreadPoolExecutor,
         clock: Callable[[], datetime],
         limits: Limits,
         beside: Callable[[], int],
     ) -> None:
         """Use `open`, `begin` or `adopt`."""
         self._files = files
-        self._thread = thread
         self._clock = clock
         self._limits = limits
         self._beside = beside
@@ -137,9 +141,11 @@ class Journal:
         self._queue: deque[_Entry] = deque()
         self._waiting_bytes = 0
         self._busy = False
+        self._called = False
         self._closing = False
-        self._wake = asyncio.Event()
-        self._writer = asyncio.create_task(self._run(), name="journal writer")
+        self._written = asyncio.Event()
+        self._writer = Writer()
+        self._syncing: set[asyncio.Future[None]] = set()
 
     @classmethod
     async def open(
@@ -215,9 +221,10 @@ class Journal:
         except BaseException:
             # Who was cancelled leaves the thread at work, and the lock to nobody.
             taking.add_done_callback(_let_go)
-            thread.shutdown(wait=False)
             raise
-        return cls(files, thread, clock, limits, beside)
+        finally:
+            thread.shutdown(wait=False)
+        return cls(files, clock, limits, beside)
 
     @property
     def id(self) -> UUID:
@@ -274,6 +281,18 @@ class Journal:
             ValueError: if a record cannot be written down, as with a lone surrogate in a text.
             (from the future) JournalWriteError: if the disk refused; none of them is kept.
         """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.put([encode(record) for record in records], partial(_settle, done))
+        return done
+
+    def put(self, payloads: Iterable[bytes], settle: Settle) -> None:
+        """`append` for who has records encoded already, and a callback instead of a future. That is
+        called in the event loop, and never before this returns.
+
+        Raises:
+            JournalFullError, JournalClosedError, ValueError: as `append`; then nothing is queued,
+                and `settle` is not called.
+        """
         if self._closing or not self._files.appends:
             raise JournalClosedError("the journal is closed")
         if self.full:
@@ -281,7 +300,11 @@ class Journal:
                 f"the journal is full: {self.depth} bytes are not shipped, of which"
                 f" {self._waiting_bytes} wait to be written"
             )
-        return self._enqueue(b"".join([frame(encode(record)) for record in records]))
+        self._enqueue(b"".join([frame(payload) for payload in payloads]), settle)
+
+    def now(self) -> datetime:
+        """The time by the journal's clock."""
+        return self._clock()
 
     async def rotate(self) -> None:
         """Wait until all that was appended before this call is in sealed segments.
@@ -293,7 +316,7 @@ class Journal:
         if self._closing:
             raise JournalClosedError("the journal is closed")
         if self._queue or self._busy or self._active_bytes:
-            await self._enqueue(b"", seals=True)
+            await self._seal()
 
     def sealed(self) -> list[Segment]:
         """The segments that wait to be shipped, in the order of their numbers."""
@@ -334,33 +357,38 @@ class Journal:
         if self._closing:
             return
         self._closing = True
-        sealed = self._enqueue(b"", seals=True)
+        sealed = self._seal()
         try:
-            await self._writer
+            await self._written.wait()
+            await asyncio.gather(*self._syncing)
             with contextlib.suppress(JournalWriteError):  # it is logged; who adopts it recovers
                 await sealed
             if clear:
                 with contextlib.suppress(OSError):  # an empty folder is cleared by the next look
-                    await asyncio.get_running_loop().run_in_executor(
-                        self._thread, self._files.clear
-                    )
+                    await asyncio.to_thread(self._files.clear)
         finally:
-            self._thread.shutdown()
+            self._writer.stop()
             self._files.close()
 
-    def _enqueue(self, data: bytes, *, seals: bool = False) -> asyncio.Future[None]:
+    def _seal(self) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Entry(data, self._clock(), done, seals))
-        self._waiting_bytes += len(data)
-        self._wake.set()
+        self._enqueue(b"", partial(_settle, done), seals=True)
         return done
 
-    async def _run(self) -> None:
-        while self._queue or not self._closing:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                await self._commit(self._take())
+    def _enqueue(self, data: bytes, settle: Settle, *, seals: bool = False) -> None:
+        self._queue.append(_Entry(data, self._clock(), settle, seals))
+        self._waiting_bytes += len(data)
+        if not self._busy and not self._called:
+            # Soon, and not now: what comes in this turn of the event loop is one write.
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._write_next)
+
+    def _write_next(self) -> None:
+        """Give the thread what waits, unless it is at work: all that comes meanwhile is next."""
+        self._called = False
+        if not self._busy and self._queue:
+            self._busy = True
+            self._writer.do(partial(self._store, self._take()), self._stored)
 
     def _take(self) -> list[_Entry]:
         """What the next write takes: all that waits, up to a segment's size or a wish to seal."""
@@ -374,18 +402,16 @@ class Journal:
                 break
         return batch
 
-    async def _commit(self, batch: list[_Entry]) -> None:
-        self._busy = True
-        try:
-            stored = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._store, batch
-            )
-        finally:
-            self._busy = False
-            self._waiting_bytes -= sum(len(entry.data) for entry in batch)
+    def _stored(self, stored: _Stored) -> None:
+        """In the event loop: take in what the thread tells, and tell all who waited for it."""
+        batch = stored.batch
+        self._busy = False
+        self._waiting_bytes -= sum(len(entry.data) for entry in batch)
         for segment in stored.sealed:
             self._sealed[segment.number] = segment
             self._sealed_bytes += segment.size
+            if not self._files.synced:
+                self._sync_soon(segment)
         self._active_bytes = stored.size
         self._active_begun_at = stored.begun_at
         if any(entry.data for entry in batch):
@@ -398,7 +424,28 @@ class Journal:
                     "journal write failed", extra={"journal": str(self.id), "error": str(error)}
                 )
         for entry in batch:
-            _settle(entry.done, stored.seal_error if entry.seals else stored.write_error)
+            error = stored.seal_error if entry.seals else stored.write_error
+            try:
+                entry.settle(None if error is None else _write_error(error))
+            except Exception:  # the others have to hear of theirs
+                logger.exception("a defect in what waited for the journal")
+        self._write_next()
+        if self._closing and not self._busy:
+            self._written.set()
+
+    def _sync_soon(self, segment: Segment) -> None:
+        """Have a segment on disk, in a thread that no write waits for."""
+        syncing = asyncio.get_running_loop().run_in_executor(None, self._sync, segment)
+        self._syncing.add(syncing)
+        syncing.add_done_callback(self._syncing.discard)
+
+    def _sync(self, segment: Segment) -> None:
+        try:
+            self._files.sync(segment)
+        except FileNotFoundError:
+            pass  # Postgres has it already
+        except OSError as error:
+            logger.error("segment not synced", extra={"journal": str(self.id), "error": str(error)})
 
     def _store(self, batch: list[_Entry]) -> _Stored:
         """In the thread: write, sync, and seal if that is due.
@@ -419,7 +466,9 @@ class Journal:
                 files.seal()
             except Exception as error:
                 seal_error = error
-        return _Stored(files.take_sealed(), files.size, files.begun_at, write_error, seal_error)
+        return _Stored(
+            batch, files.take_sealed(), files.size, files.begun_at, write_error, seal_error
+        )
 
 
 def _let_go(taking: asyncio.Future[SegmentFolder]) -> None:
@@ -427,13 +476,17 @@ def _let_go(taking: asyncio.Future[SegmentFolder]) -> None:
         taking.result().close()
 
 
-def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+def _write_error(error: Exception) -> JournalWriteError:
+    # One exception for each who waits: a shared one would collect the tracebacks of all.
+    failure = JournalWriteError(f"the journal could not write: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _settle(done: asyncio.Future[None], error: JournalWriteError | None) -> None:
     if done.done():  # whoever waited has gone
         return
     if error is None:
         done.set_result(None)
     else:
-        # One exception for each: a shared one would collect the tracebacks of all who wait.
-        failure = JournalWriteError(f"the journal could not write: {error}")
-        failure.__cause__ = error
-        done.set_exception(failure)
+        done.set_exception(error)

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import msgspec
 
-from router.records import ExposureRecord, OutcomeId, decode
+from router.records import ExposureRecord, RecordId, SuspectRecord, decode
 from router.rows import exposure_row, outcome_rows
 
 _RECORDS_A_TURN = 250
@@ -17,8 +17,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     ordinal: int
     payload: bytes
-    rows: list[bytes]
-    id: OutcomeId | None = None
+    rows: Sequence[bytes]
+    id: RecordId | None = None
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Load(msgspec.Struct, frozen=True):
     exposures: list[Entry]
     outcomes: list[Entry]
     letters: list[Letter]
-    ids: list[OutcomeId]
+    ids: list[RecordId]
     """The outcomes' ids, each once, in order: those who take them in one order cannot deadlock."""
     duplicates: int
     """Outcomes left out, since an earlier one of the segment has their id."""
@@ -67,7 +67,7 @@ async def prepare(payloads: Sequence[bytes]) -> Load:
     exposures: list[Entry] = []
     outcomes: list[Entry] = []
     letters: list[Letter] = []
-    ids: set[OutcomeId] = set()
+    ids: set[RecordId] = set()
     duplicates = 0
     received: set[datetime] = set()
     last: datetime | None = None
@@ -79,7 +79,10 @@ async def prepare(payloads: Sequence[bytes]) -> Load:
             record = decode(payload)
             projects[record.hashed].add(record.project)
             if isinstance(record, ExposureRecord):
-                exposures.append(Entry(ordinal, payload, [exposure_row(record)]))
+                exposures.append(Entry(ordinal, payload, (exposure_row(record),)))
+            elif isinstance(record, SuspectRecord):
+                letters.append(Letter(ordinal, payload, record.reason))
+                continue
             else:
                 rows = outcome_rows(ordinal, record)
                 if record.id in ids:

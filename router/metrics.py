@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -11,29 +11,48 @@ from experiments.doors import Clock
 from router.journal import Journal
 from router.orphans import Orphans
 from router.shipper import Shipper
+from router.tally import Tally
 
 
 class RouterMetrics:
     """The counters of a router, on the registry handed in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.assignments = Counter(
+        self.assignments = Tally(
             "turnout_assignments",
             "Assignments answered, by experiment, variant and reason",
-            ["project", "experiment", "variant", "reason"],
-            registry=registry,
+            ("project", "experiment", "variant", "reason"),
+            registry,
         )
-        self.unrecorded = Counter(
+        self.unrecorded = Tally(
             "turnout_exposures_unrecorded",
             "Exposures that could not be recorded; the assignment was answered all the same",
-            ["project", "experiment"],
-            registry=registry,
+            ("project", "experiment"),
+            registry,
         )
-        self.outcomes = Counter(
+        self.outcomes = Tally(
             "turnout_outcomes",
             "Outcomes received, by what became of them",
-            ["project", "result"],
-            registry=registry,
+            ("project", "result"),
+            registry,
+        )
+        self.reported = Tally(
+            "turnout_exposures_reported",
+            "Exposures that were evaluated elsewhere, by what became of them",
+            ("project", "result"),
+            registry,
+        )
+        self.mismatched = Tally(
+            "turnout_exposures_mismatched",
+            "Exposures that name another variant than their epoch gives, and were set aside",
+            ("project", "experiment"),
+            registry,
+        )
+        self.unstuck = Tally(
+            "turnout_sticky_fallbacks",
+            "Answers of sticky experiments given by the slot, for Redis did not answer in time",
+            ("project", "experiment"),
+            registry,
         )
 
 
@@ -51,7 +70,7 @@ class JournalCollector(Collector):
         """The metrics as they are now."""
         now, journal, shipper = self._clock(), self._journal, self._shipper
         oldest = min(journal.oldest_at or now, self._orphans.oldest_at or now)
-        through = shipper.shipped_through or now
+        through = shipper.shipped_through or journal.oldest_at or now
         depth = journal.depth + self._orphans.depth
         for name, text, value in (
             ("journal_bytes", "Bytes in journals that Postgres lacks", depth),

@@ -1,10 +1,9 @@
 """Outcomes as services send them: read item by item, so that a bad one never costs a good one."""
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
-from functools import lru_cache
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache, partial
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
@@ -12,21 +11,16 @@ from msgspec import Meta
 
 from experiments import paths
 from experiments.decoding import decode
-from experiments.doors import NOT_JSON, malformed
+from experiments.doors import NOT_JSON
 from experiments.model import EventName, Key
-from experiments.problems import FieldProblem, ProblemError, invalid
+from experiments.problems import FieldProblem
 from experiments.units import UnitKey, unit_problem
-from router.records import OutcomeId
+from router.items import ItemError, Read, Text, read_items, time_problems
+from router.records import RecordId
 
-MAX_ITEMS: Final = 10_000
-MAX_AHEAD: Final = timedelta(minutes=5)
-MAX_AGE: Final = timedelta(days=7)
 LARGEST_VALUE: Final = 1e30
 """So that sums of values, and of their squares, stay finite however many there are."""
-ITEMS_A_TURN: Final = 250
-"""How many items are read, in about half a millisecond, before others get their turn."""
 Unit = Annotated[str, Meta(min_length=1, description="a unit's id: 1 to 256 bytes of UTF-8")]
-NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
 class OutcomeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,15 +33,6 @@ class OutcomeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     value: float | None = None
     at: Annotated[datetime, Meta(tz=True)] | None = None
     attributes: Annotated[dict[str, Any], Meta(max_length=64)] | None = None
-
-
-class ItemError(msgspec.Struct, frozen=True):
-    """Why an item of a batch was refused."""
-
-    index: int
-    type: str
-    path: str
-    detail: str
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -68,7 +53,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What a good item says, in the terms of its record: its units are as they are stored. Without
     `at` it happened when received."""
 
-    id: OutcomeId | None
+    id: RecordId | None
     event: str
     units: tuple[tuple[str, str], ...]
     value: float | None
@@ -100,9 +85,6 @@ class _PlainItem(OutcomeItem, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 _plain_item = msgspec.json.Decoder(_PlainItem)
-_list = msgspec.json.Decoder(list[msgspec.Raw])
-_Text: TypeAlias = bytes | msgspec.Raw
-_Read: TypeAlias = tuple[OutcomeItem | None, list[FieldProblem]]
 _NUL: Final = b"\\u0000"
 
 
@@ -110,60 +92,25 @@ async def read_batch(body: bytes, content_type: str, context: Context) -> Batch:
     """The outcomes in a body: one object, a list, or NDJSON. The event loop gets its turns.
 
     Raises:
-        ProblemError: `malformed` where the body is no JSON, `too-large` with more than
-            `MAX_ITEMS`, `invalid` where the body is a single outcome and that one is wrong.
+        ProblemError: as `read_items` does.
     """
     # Only where it is written this way can a text have U+0000 in it.
     read = _read_plain if _NUL not in body else _read_any
-    try:
-        if content_type.split(";", maxsplit=1)[0].strip().lower() in NDJSON:
-            lines = [line for line in body.split(b"\n") if line.strip()]
-            return await _read_items(lines, context, read, NOT_JSON)
-        if body.lstrip()[:1] == b"[":
-            forgiven = (msgspec.ValidationError, RecursionError)
-            return await _read_items(_list.decode(body), context, read, forgiven)
-        batch = await _read_items([body], context, read, ())
-    except NOT_JSON as error:
-        raise malformed(error) from error
-    if batch.errors:
-        raise invalid([FieldProblem(e.path, e.type, e.detail) for e in batch.errors])
-    return batch
+    reading = await read_items(body, content_type, partial(_read, context, read))
+    return Batch([*reading.items.values()], reading.errors, context.unit_key is not None)
 
 
-async def _read_items(
-    texts: Sequence[_Text],
-    context: Context,
-    read: Callable[[_Text], _Read],
-    forgiven: tuple[type[Exception], ...],
-) -> Batch:
-    """The outcomes in these texts.
-
-    Args:
-        forgiven: what a text that cannot be read may raise at the cost of this one item.
-    """
-    if len(texts) > MAX_ITEMS:
-        raise ProblemError("too-large", f"A batch may have at most {MAX_ITEMS} items")
-    earliest, latest = context.now - MAX_AGE, context.now + MAX_AHEAD
-    outcomes: list[Outcome] = []
-    errors: list[ItemError] = []
-    for index, text in enumerate(texts):
-        if index % ITEMS_A_TURN == ITEMS_A_TURN - 1:
-            await asyncio.sleep(0)
-        try:
-            item, problems = read(text)
-        except forgiven as error:
-            detail = f"the item cannot be read: {error}"
-            item, problems = None, [FieldProblem(paths.ROOT, "malformed", detail)]
-        if item is not None:
-            problems = _problems(item, earliest, latest)
-            if not problems:
-                outcomes.append(_outcome(index, item, context))
-                continue
-        errors += [ItemError(index, p.type, p.path, p.detail) for p in problems]
-    return Batch(outcomes, errors, context.unit_key is not None)
+def _read(
+    context: Context, read: Callable[[Text], Read[OutcomeItem]], index: int, text: Text
+) -> Read[Outcome]:
+    item, problems = read(text)
+    if item is None:
+        return None, problems
+    problems = _problems(item, context.now)
+    return (None, problems) if problems else (_outcome(index, item, context), problems)
 
 
-def _read_plain(text: _Text) -> _Read:
+def _read_plain(text: Text) -> Read[OutcomeItem]:
     """As `_read_any`, and much faster where nothing is wrong. It does not look for U+0000."""
     try:
         item = _plain_item.decode(text)
@@ -174,7 +121,7 @@ def _read_plain(text: _Text) -> _Read:
     return _read_any(text)
 
 
-def _read_any(text: _Text) -> _Read:
+def _read_any(text: Text) -> Read[OutcomeItem]:
     """An item, or None and what is wrong with its fields.
 
     Raises:
@@ -202,7 +149,7 @@ def _matches(text: str, kind: Any) -> bool:
     return True
 
 
-def _problems(item: OutcomeItem, earliest: datetime, latest: datetime) -> list[FieldProblem]:
+def _problems(item: OutcomeItem, now: datetime) -> list[FieldProblem]:
     """What is wrong with an item whose fields are right one by one."""
     problems: list[FieldProblem] = []
     if (item.unit is None) == (item.units is None):
@@ -216,13 +163,7 @@ def _problems(item: OutcomeItem, earliest: datetime, latest: datetime) -> list[F
     if item.value is not None and not -LARGEST_VALUE <= item.value <= LARGEST_VALUE:
         detail = f"must be from {-LARGEST_VALUE:g} to {LARGEST_VALUE:g}"
         problems.append(FieldProblem("value", "value", detail))
-    if item.at is not None:
-        if item.at > latest:
-            detail = "must be at most 5 minutes ahead of our clock"
-            problems.append(FieldProblem("at", "value", detail))
-        elif item.at < earliest:
-            problems.append(FieldProblem("at", "value", "must be at most 7 days old"))
-    return problems
+    return problems + time_problems(item.at, now)
 
 
 def _outcome(index: int, item: OutcomeItem, context: Context) -> Outcome:
@@ -250,6 +191,6 @@ def _kept(attributes: dict[str, Any], recorded: frozenset[str]) -> dict[str, Any
     return {name: value for name, value in attributes.items() if name in recorded} or None
 
 
-def outcome_id(project: str, name: str) -> OutcomeId:
+def outcome_id(project: str, name: str) -> RecordId:
     """A client's id of an outcome, as 128 bits that are unique in all projects."""
     return hashlib.blake2b(f"{project}\0{name}".encode(), digest_size=16).digest()

@@ -1,5 +1,7 @@
 """A bounded memory of ids that are known to be on disk."""
 
+from collections.abc import Set
+
 
 class RecentIds:
     """Ids that were acknowledged lately, so that a retry is answered as a duplicate.
@@ -20,10 +22,10 @@ class RecentIds:
         """Those of these ids that are remembered."""
         return ids & self._young | ids & self._old
 
-    def add(self, ids: set[bytes]) -> None:
+    def add(self, ids: Set[bytes]) -> None:
         """Remember ids whose records are on disk, at most `limit` / 2 at once; the oldest are
         forgotten."""
         # By generations, since forgetting ids one by one costs more than all else here.
         if len(self._young) + len(ids) > self._half:
             self._young, self._old = set(), self._young
-        self._young |= ids
+        self._young.update(ids)

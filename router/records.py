@@ -1,14 +1,14 @@
 """What the journal holds: exposures and outcomes, as they are written to disk and shipped."""
 
 import hashlib
-from datetime import datetime
-from typing import Annotated, Any, TypeAlias
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, TypeAlias
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
-OutcomeId: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+RecordId: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 """Not a UUID: many of those are slow to make and to compare, and work for the garbage collector."""
 
 
@@ -18,7 +18,7 @@ class ExposureRecord(
     """A unit met a variant. `id` is made of (experiment, run, unit, epoch, variant), `hashed` says
     that the unit is the keyed hash of what was sent."""
 
-    id: UUID
+    id: RecordId
     project: str
     experiment: int
     run: int
@@ -41,7 +41,7 @@ class OutcomeRecord(
     as it is sent. `hashed` says that the units are keyed hashes of what was sent.
     """
 
-    id: OutcomeId | None
+    id: RecordId | None
     project: str
     event: str
     units: tuple[tuple[str, str], ...]
@@ -49,6 +49,24 @@ class OutcomeRecord(
     at: datetime
     received_at: datetime
     attributes: dict[str, Any] | None = None
+    hashed: bool = False
+
+
+class SuspectRecord(
+    msgspec.Struct, frozen=True, array_like=True, tag="suspect", omit_defaults=True, gc=False
+):
+    """A unit was said to have met a variant that its epoch does not give it. It is set aside with
+    its reason and counts for nothing. `experiment` is the key, `hashed` as of an exposure."""
+
+    project: str
+    experiment: str
+    epoch: int
+    variant: str
+    unit_type: str
+    unit: str
+    reason: str
+    at: datetime
+    received_at: datetime
     hashed: bool = False
 
 
@@ -67,7 +85,7 @@ class _OlderOutcomeRecord(
     attributes: dict[str, Any] | None = None
 
 
-Record: TypeAlias = ExposureRecord | OutcomeRecord
+Record: TypeAlias = ExposureRecord | OutcomeRecord | SuspectRecord
 
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder: msgspec.msgpack.Decoder[Record | _OlderOutcomeRecord] = msgspec.msgpack.Decoder(
@@ -75,10 +93,52 @@ _decoder: msgspec.msgpack.Decoder[Record | _OlderOutcomeRecord] = msgspec.msgpac
 )
 
 
-def exposure_id(experiment: int, run: int, epoch: int, variant: str, unit: str) -> UUID:
+def exposure_id(experiment: int, run: int, epoch: int, variant: str, unit: str) -> RecordId:
     """The same for every repeat of an exposure, on any router. `unit` is as it is stored."""
-    name = f"{experiment}\0{run}\0{epoch}\0{variant}\0{unit}"
-    return UUID(bytes=hashlib.blake2b(name.encode(), digest_size=16).digest())
+    name = _exposure_name(experiment, run, epoch, variant)
+    return hashlib.blake2b(name + unit.encode(), digest_size=16).digest()
+
+
+_PLAIN: Final = _encoder.encode(None) + _encoder.encode(False)  # attributes, hashed
+
+
+class ExposureForm:
+    """The exposures of one arm in one epoch, encoded but for unit and times.
+
+    It gives the bytes that `encode` gives of a whole record without attributes, of a unit that is
+    stored as it was sent, in a fifth of the time.
+    """
+
+    __slots__ = ("_middle", "_name", "_start")
+
+    def __init__(
+        self, project: str, experiment: int, run: int, epoch: int, variant: str, unit_type: str
+    ) -> None:
+        self._name = _exposure_name(experiment, run, epoch, variant)
+        empty, never = bytes(range(16)), datetime(1970, 1, 1, tzinfo=UTC)
+        record = ExposureRecord(
+            empty, project, experiment, run, epoch, variant, unit_type, "", never, never
+        )
+        self._start, rest = encode(record).split(empty)
+        self._middle = rest.removesuffix(_encoder.encode("") + encode_times(never))
+
+    def id(self, unit: str) -> RecordId:
+        """The id of a unit's exposure."""
+        return hashlib.blake2b(self._name + unit.encode(), digest_size=16).digest()
+
+    def encode(self, record_id: RecordId, unit: str, times: bytes) -> bytes:
+        """The bytes of a unit's exposure; `times` is what `encode_times` gives."""
+        return self._start + record_id + self._middle + _encoder.encode(unit) + times
+
+
+def encode_times(now: datetime) -> bytes:
+    """How an exposure without attributes ends that happens as it is received, of a unit that is
+    stored as it was sent."""
+    return _encoder.encode(now) * 2 + _PLAIN
+
+
+def _exposure_name(experiment: int, run: int, epoch: int, variant: str) -> bytes:
+    return f"{experiment}\0{run}\0{epoch}\0{variant}\0".encode()
 
 
 def encode(record: Record) -> bytes:
@@ -123,6 +183,6 @@ def names_unit(data: bytes, project: str, unit_type: str, unit: str) -> bool:
 
 def units_of(record: Record) -> tuple[tuple[str, str], ...]:
     """The units that a record names: pairs of unit type and unit."""
-    if isinstance(record, ExposureRecord):
-        return ((record.unit_type, record.unit),)
-    return record.units
+    if isinstance(record, OutcomeRecord):
+        return record.units
+    return ((record.unit_type, record.unit),)

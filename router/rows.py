@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from router.records import ExposureRecord, OutcomeId, OutcomeRecord
+from router.records import ExposureRecord, OutcomeRecord, RecordId
 
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END: Final = b"\xff\xff"
@@ -85,15 +85,22 @@ def exposure_row(record: ExposureRecord) -> bytes:
     Raises:
         ValueError, struct.error: if Postgres would refuse it.
     """
+    attributes = record.attributes
     return b"".join(
         (
-            _texts(record.project, record.variant, record.unit_type),
-            _EXPERIMENT.pack(8, record.experiment, 4, record.run, 4, record.epoch),
-            _TIMES.pack(8, _microseconds(record.received_at), 8, _microseconds(record.at)),
+            _arm(
+                record.project,
+                record.variant,
+                record.unit_type,
+                record.experiment,
+                record.run,
+                record.epoch,
+            ),
+            _times(record.received_at, record.at),
             _ID_LENGTH,
-            record.id.bytes,
+            record.id,
             _text(record.unit),
-            _jsonb(record.attributes),
+            _NULL if attributes is None else _jsonb(attributes),
         )
     )
 
@@ -131,7 +138,7 @@ def copy_rows(segment: int, table: Table, rows: Sequence[bytes]) -> Iterator[byt
     yield _END
 
 
-def copy_ids(ids: Sequence[OutcomeId], received_at: datetime) -> Iterator[bytes]:
+def copy_ids(ids: Sequence[RecordId], received_at: datetime) -> Iterator[bytes]:
     """What a binary COPY of ids that came at one time reads, in pieces."""
     end = _TIME.pack(8, _microseconds(received_at))
     between = end + _ID_ROW
@@ -139,6 +146,20 @@ def copy_ids(ids: Sequence[OutcomeId], received_at: datetime) -> Iterator[bytes]
     for first in range(0, len(ids), _ROWS_AT_ONCE):
         yield _ID_ROW + between.join(ids[first : first + _ROWS_AT_ONCE]) + end
     yield _END
+
+
+@lru_cache(maxsize=4_096)
+def _arm(
+    project: str, variant: str, unit_type: str, experiment: int, run: int, epoch: int
+) -> bytes:
+    numbers = _EXPERIMENT.pack(8, experiment, 4, run, 4, epoch)
+    return _texts(project, variant, unit_type) + numbers
+
+
+@lru_cache(maxsize=16)
+def _times(received_at: datetime, at: datetime) -> bytes:
+    """Those of what came in one turn of the event loop are the same."""
+    return _TIMES.pack(8, _microseconds(received_at), 8, _microseconds(at))
 
 
 def _microseconds(at: datetime) -> int:

@@ -92,7 +92,7 @@ class SegmentFolder:
         self.torn = 0
         self.damaged = 0
         self._folder = folder
-        self._synced = synced
+        self.synced = synced
         self._disk = disk
         self._sealed: list[Segment] = []
         self._unclean = False
@@ -170,7 +170,7 @@ class SegmentFolder:
         self._unclean = True
         try:
             self._write_all(content)
-            if self._synced:
+            if self.synced:
                 self._disk.sync(self._file)
         except OSError:
             # If this fails too, the next write tries it again before anything else.
@@ -183,7 +183,8 @@ class SegmentFolder:
             self.begun_at = at
 
     def seal(self) -> None:
-        """Complete the active segment, if it holds anything, and begin the next.
+        """Complete the active segment, if it holds anything, and begin the next. Where the journal
+        is not `synced`, somebody should `sync` the segment, without holding up the next writes.
 
         Raises:
             OSError: if that fails; then the segment is still the active one.
@@ -191,9 +192,20 @@ class SegmentFolder:
         if self._unclean:
             self._begin_anew()
         if self.size:
-            if not self._synced:
-                self._disk.sync(self._file)  # a power cut costs at most one segment
             self._begin_next()
+
+    def sync(self, segment: Segment) -> None:
+        """Have a sealed segment on disk, so that a power cut costs the active one at most.
+
+        Raises:
+            OSError: if that fails, or it has been removed.
+        """
+        file = os.open(segment.path, os.O_RDONLY)
+        try:
+            self._disk.sync(file)
+        finally:
+            os.close(file)
+        os.fsync(self._lock)
 
     def clear(self) -> bool:
         """Remove the folder, if nothing in it is worth keeping; whether it has gone.
@@ -271,7 +283,8 @@ class SegmentFolder:
     def _begin(self, number: int) -> None:
         file = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.fsync(self._lock)
+            if self.synced:
+                os.fsync(self._lock)
         except OSError:
             os.close(file)
             raise

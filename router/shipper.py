@@ -16,7 +16,7 @@ from experiments.projects import fix_units
 from experiments.units import SHIPPING_LOCK, UnitKey
 from router.journal import Journal, JournalWriteError, Segment
 from router.load import Entry, Letter, Load, prepare
-from router.records import OutcomeId
+from router.records import RecordId
 from router.rows import EXPOSURES, OUTCOME_IDS, OUTCOMES, Table, copy_ids, copy_rows
 from router.units import Tombstone, oldest, settle
 
@@ -329,7 +329,7 @@ class Shipper:
             )
         return load.duplicates + len(load.outcomes) - len(outcomes), len(letters)
 
-    async def _take_ids(self, connection: PoolConnectionProxy, load: Load) -> set[OutcomeId]:
+    async def _take_ids(self, connection: PoolConnectionProxy, load: Load) -> set[RecordId]:
         """Take the ids of a load; those that others took before. What is taken stays taken if its
         outcome becomes a letter."""
         if not load.ids:

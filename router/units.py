@@ -19,6 +19,7 @@ from router.records import (
     ExposureRecord,
     OutcomeRecord,
     Record,
+    SuspectRecord,
     decode,
     encode,
     exposure_id,
@@ -98,6 +99,8 @@ def hash_units(record: Record, key: UnitKey) -> Record:
         units = tuple((kind, key.hashed(kind, unit)) for kind, unit in record.units)
         return msgspec.structs.replace(record, units=units, hashed=True)
     unit = key.hashed(record.unit_type, record.unit)
+    if isinstance(record, SuspectRecord):
+        return msgspec.structs.replace(record, unit=unit, hashed=True)
     name = exposure_id(record.experiment, record.run, record.epoch, record.variant, unit)
     return msgspec.structs.replace(record, id=name, unit=unit, hashed=True)
 
@@ -125,7 +128,7 @@ def without_erased(record: Record, erased: Mapping[tuple[str, str], Erased]) -> 
     left = tuple(unit for unit in units if not _is_erased(record, *unit, erased))
     if len(left) == len(units):
         return record
-    if isinstance(record, ExposureRecord) or not left:
+    if not isinstance(record, OutcomeRecord) or not left:
         return None
     return msgspec.structs.replace(record, units=left)
 
@@ -150,14 +153,16 @@ async def _entries(entries: Sequence[Entry], revise: _Revise) -> list[Entry]:
         if after is before:
             kept.append(entry)
         elif after is not None:
-            rows = (
-                [exposure_row(after)]
-                if isinstance(after, ExposureRecord)
-                else outcome_rows(entry.ordinal, after)
-            )
+            rows = _rows(entry.ordinal, after)
             # The payload is what is set aside where Postgres refuses the rows.
             kept.append(Entry(entry.ordinal, encode(after), rows, entry.id))
     return kept
+
+
+def _rows(ordinal: int, record: Record) -> list[bytes]:
+    if isinstance(record, ExposureRecord):
+        return [exposure_row(record)]
+    return outcome_rows(ordinal, record) if isinstance(record, OutcomeRecord) else []
 
 
 def _letter(letter: Letter, revise: _Revise) -> Letter | None:

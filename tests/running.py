@@ -91,6 +91,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Run a Turnout in this process on a free port, and stop it in order."""
     quick = {"tick": "250ms", "lateness": "100ms", "ship_every": "50ms", "snapshot_poll": "500ms"}
+    quick["sticky_timeout"] = "2s"  # a busy machine must not turn answers into those by the slot
     chosen = Settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -200,6 +201,29 @@ class Turnout:
         view: dict[str, Any] = answer.json()
         await self.wait_for_assignable(key, epoch=view["epoch"])
         return view
+
+    async def put(self, path: str, **body: Any) -> dict[str, Any]:
+        """Set something of the project, a layer or its holdout; what it is then."""
+        answer = await self.client("editor").put(path, json=body)
+        assert answer.is_success, answer.text
+        view: dict[str, Any] = answer.json()
+        return view
+
+    async def override(self, key: str, variant: str, **who: Any) -> int:
+        """Give somebody a variant, and wait until the router does; the override's id."""
+        body = {"reason": "to try it", "variant": variant, **who}
+        answer = await self.client("editor").post(f"/v1/experiments/{key}/overrides", json=body)
+        assert answer.status_code == 201, answer.text
+        attributes = {who["attribute"]: who["value"]} if "attribute" in who else {}
+
+        async def in_force() -> bool | None:
+            unit = who.get("unit", "anybody")
+            given = await self.assign(key, unit, expose=False, attributes=attributes)
+            return True if given["reason"] == "override" else None
+
+        await eventually(in_force, "override")
+        number: int = answer.json()["id"]
+        return number
 
     async def wait_for_assignable(self, key: str, status: int = 200, epoch: int = 1) -> None:
         """Wait until the router answers for an experiment, from this epoch on."""

@@ -1,7 +1,7 @@
 """Puts the doors of all rooms together into one ASGI app."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import asyncpg
@@ -13,29 +13,39 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 import analysis.api
 import analysis.erase_api
 import experiments.api
+import experiments.holdout_api
 import experiments.keys_api
+import experiments.layers_api
+import experiments.overrides_api
 import experiments.project_api
 import router.api
+import router.batch_api
+import router.events
+import router.local_api
+import router.ofrep
+import router.replay_api
 from analysis.api import AnalysisPlane
 from experiments.doors import (
+    Gate,
     handle_http_exception,
     handle_problem,
     json_response,
     permission_guard,
 )
-from experiments.problems import CATALOGUE, FIELD_TYPES, ProblemError
+from experiments.problems import CATALOGUE, DEFECT, FIELD_TYPES, ProblemError
 from experiments.writes import ControlPlane
-from router.api import DataPlane
+from router.local_api import LocalPlane
+from router.plane import DataPlane
 from router.recording import RETRY_AFTER_SECONDS
 from router.records import names_unit
 from turnout.health import Health
 from turnout.openapi import CompleteDocument, operation_id
-from turnout.telemetry import RequestTelemetry
+from turnout.telemetry import RequestLog, RequestTelemetry
 
 METRICS_TYPE: Final = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it
 logger = logging.getLogger(__name__)
@@ -44,7 +54,14 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *experiments.api.ROUTES,
     *experiments.keys_api.ROUTES,
     *experiments.project_api.ROUTES,
+    *experiments.layers_api.ROUTES,
+    *experiments.holdout_api.ROUTES,
+    *experiments.overrides_api.ROUTES,
     *router.api.ROUTES,
+    *router.batch_api.ROUTES,
+    *router.local_api.ROUTES,
+    *router.replay_api.ROUTES,
+    *router.ofrep.ROUTES,
     *analysis.api.ROUTES,
     *analysis.erase_api.ROUTES,
 ]
@@ -62,11 +79,12 @@ _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What an operator sees of a process, whatever its parts are."""
+    """What an operator sees of a process, whatever its parts are. `metrics` gives them as
+    Prometheus reads them."""
 
     health: Health
-    registry: CollectorRegistry
-    new_request_id: Callable[[], str]
+    metrics: Callable[[], Awaitable[bytes]]
+    requests: RequestLog
 
 
 class Planes(msgspec.Struct, frozen=True):
@@ -74,8 +92,10 @@ class Planes(msgspec.Struct, frozen=True):
 
     control: ControlPlane
     data: DataPlane
+    local: LocalPlane
     analysis: AnalysisPlane
     operation: Operation
+    gate: Gate
 
 
 def create_app(planes: Planes) -> ASGIApp:
@@ -89,14 +109,20 @@ def create_app(planes: Planes) -> ASGIApp:
     guarded = Router(
         path="/",
         route_handlers=DOORS,
-        guards=[permission_guard(planes.data.refresher, planes.control.clock)],
+        guards=[permission_guard(planes.gate)],
         security=[{"bearer": []}, {"apiKey": []}],
     )
     app = Litestar(
-        route_handlers=[*_operation_doors(planes.operation), problems, guarded],
+        route_handlers=[
+            *_operation_doors(planes.operation),
+            problems,
+            guarded,
+            *router.events.ROUTES,
+        ],
         dependencies={
             "control": Provide(lambda: planes.control, sync_to_thread=False),
             "plane": Provide(lambda: planes.data, sync_to_thread=False),
+            "local": Provide(lambda: planes.local, sync_to_thread=False),
             "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),
             # What a dead letter holds only the router can read.
             "names_unit": Provide(lambda: names_unit, sync_to_thread=False),
@@ -149,13 +175,13 @@ def _operation_doors(operation: Operation) -> list[HTTPRouteHandler]:
 
     @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
     async def metrics() -> Response[bytes]:
-        return Response(generate_latest(operation.registry), media_type=METRICS_TYPE)
+        return Response(await operation.metrics(), media_type=METRICS_TYPE)
 
     return [healthz, readyz, metrics]
 
 
 def _observed(app: Litestar, operation: Operation) -> ASGIApp:
-    return RequestTelemetry(app, operation.registry, operation.new_request_id)
+    return RequestTelemetry(app, operation.requests)
 
 
 def _handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -169,9 +195,7 @@ def _handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> 
 
 def _handle_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     logger.error("defect", exc_info=error)
-    return handle_problem(
-        request, ProblemError("internal", "Something broke; the request id finds it in our log")
-    )
+    return handle_problem(request, ProblemError("internal", DEFECT))
 
 
 _EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {

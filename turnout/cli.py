@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -18,15 +17,18 @@ from experiments.units import STORAGES
 from turnout import admin, client
 from turnout.backends import CannotRunError
 from turnout.migrate import MigrationError
+from turnout.replaying import lines
 from turnout.settings import (
     HELP,
     Process,
     Settings,
     SettingsError,
     load_settings,
+    require_one_process,
     require_servers,
 )
 from turnout.ship import ship
+from turnout.signals import stop_at_signal
 from turnout.telemetry import configure_logging
 
 T = TypeVar("T")
@@ -93,7 +95,16 @@ def _add_client_commands(commands: Any) -> None:
     report = _command(commands, "report", _report, "print a significance report")
     report.add_argument("key", help="the experiment")
     report.add_argument("--json", action="store_true", help="as JSON instead of Markdown")
-    for parser in (apply, report):
+    told = _command(commands, "replay", _replay, "tell what a unit got, and why")
+    told.add_argument("experiment", help="its key")
+    told.add_argument("--unit", required=True, help="the unit, as it is sent to be assigned")
+    when = told.add_mutually_exclusive_group()
+    when.add_argument("--at", metavar="TIME", help="then: RFC 3339 with an offset (default: now)")
+    when.add_argument("--epoch", type=int, help="in this epoch")
+    when.add_argument("--exposure", metavar="ID", help="by this exposure")
+    told.add_argument("--attributes", metavar="JSON", help="an object: what targeting read then")
+    told.add_argument("--json", action="store_true", help="as JSON instead of words")
+    for parser in (apply, report, told):
         parser.add_argument("--url", help="where Turnout serves (TURNOUT_URL)")
     show = _command(commands, "demo", _demo, "replay two real experiments, end to end")
     show.add_argument("--data-dir", help="an empty folder to use instead of a temporary one")
@@ -134,15 +145,19 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 def _run_process(options: argparse.Namespace) -> int:
     settings = _settings(options)
     require_servers(settings, options.process)
+    require_one_process(settings, options.process)
     configure_logging(settings.log_level)
-    _run(_until_signal(settings, options.process))
+    if settings.workers > 1:
+        from turnout.fleet import run_fleet  # noqa: PLC0415 - as below
+
+        run_fleet(settings, _say)
+    else:
+        _run(_until_signal(settings, options.process))
     return 0
 
 
 async def _until_signal(settings: Settings, process: Process) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_at_signal()
     # Here, for with it comes scipy, which takes longer to load than the other commands to run.
     from turnout.service import run  # noqa: PLC0415
 
@@ -222,6 +237,16 @@ def _apply(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     with client.connect(options.url, os.environ) as turnout:
         sys.stdout.write(client.report(turnout, options.key, as_json=options.json))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    names = ("experiment", "unit", "at", "epoch", "exposure", "attributes")
+    query = {name: value for name in names if (value := getattr(options, name)) is not None}
+    with client.connect(options.url, os.environ) as turnout:
+        told = client.replay(turnout, query)
+    for line in [msgspec.json.encode(told).decode()] if options.json else lines(told):
+        _say(line)
     return 0
 
 

@@ -152,6 +152,18 @@ def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
     return answer.text
 
 
+def replay(client: httpx.Client, query: Mapping[str, str | int]) -> dict[str, Any]:
+    """What a unit got, and why.
+
+    Args:
+        query: the parameters of `GET /v1/replay`.
+
+    Raises:
+        ClientError: if there is nothing of the kind, or the key may not read it.
+    """
+    return _checked(client.get("/v1/replay", params=query))
+
+
 def _checked(answer: httpx.Response) -> dict[str, Any]:
     _check(answer)
     try:

@@ -10,6 +10,8 @@ from experiments import store
 from experiments.doors import Clock
 from router.journal import Journal
 from router.refresher import Refresher
+from router.shelf import Shelf
+from turnout.joining import Joining
 
 STALE_AFTER: Final = timedelta(seconds=15)
 POSTGRES_PATIENCE: Final = 2.0
@@ -43,23 +45,64 @@ class RouterHealth:
     """Looks at what a router stands on. It asks nobody over the network: a router that is cut off
     from its database still serves."""
 
-    def __init__(self, refresher: Refresher, journal: Journal, clock: Clock) -> None:
+    def __init__(
+        self,
+        refresher: Refresher,
+        journal: Journal,
+        shelf: Shelf,
+        joining: Joining,
+        clock: Clock,
+    ) -> None:
         self._refresher = refresher
         self._journal = journal
+        self._shelf = shelf
+        self._joining = joining
         self._clock = clock
 
     async def check(self) -> ReadyState:
         """The state now."""
-        checks = (self._snapshot(), self._recording())
+        checks = (
+            self._snapshot(),
+            self._on_disk(),
+            self._postgres(),
+            self._redis(),
+            self._recording(),
+        )
         loaded = self._refresher.refreshed_at is not None
         return ReadyState(loaded, not all(check.ok for check in checks), checks)
 
-    def _snapshot(self) -> Check:
+    def _age(self) -> timedelta | None:
+        """How long ago all of the snapshot was true."""
         refreshed_at = self._refresher.refreshed_at
-        if refreshed_at is None:
+        return None if refreshed_at is None else self._clock() - refreshed_at
+
+    def _snapshot(self) -> Check:
+        age = self._age()
+        if age is None:
             return Check("snapshot", False, "no snapshot was loaded yet")
-        age = self._clock() - refreshed_at
-        return Check("snapshot", age < STALE_AFTER, f"{age.total_seconds():.1f} s old")
+        old = f"{age.total_seconds():.1f} s old"
+        if not self._joining.joined.is_set():
+            return Check("snapshot", False, f"{old}, from disk")
+        return Check("snapshot", age < STALE_AFTER, old)
+
+    def _on_disk(self) -> Check:
+        if self._shelf.refusal is not None:
+            return Check("snapshot on disk", False, f"cannot be written: {self._shelf.refusal}")
+        detail = "it is being written" if self._shelf.behind else "up to date"
+        return Check("snapshot on disk", True, detail)
+
+    def _postgres(self) -> Check:
+        age = self._age()
+        if not self._joining.joined.is_set():
+            return Check("postgres", False, self._joining.refusal)
+        if age is None or age >= STALE_AFTER:
+            return Check("postgres", False, "it does not answer: nothing is shipped or changed")
+        return Check("postgres", True, "it answers")
+
+    def _redis(self) -> Check:
+        if self._refresher.hinted:
+            return Check("redis", True, "it sends news")
+        return Check("redis", False, "it sends no news: changes are found by polling")
 
     def _recording(self) -> Check:
         if self._journal.full:

@@ -5,12 +5,14 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Final
 from uuid import uuid4
 
 import msgspec
@@ -22,30 +24,56 @@ from analysis.controller import Pace as ControllerPace
 from analysis.telemetry import AnalysisMetrics
 from experiments import store
 from experiments.keys import new_key
-from router.api import DataPlane
 from router.journal import Journal, JournalError, Limits
 from router.metrics import JournalCollector, OrphanCollector, RouterMetrics
 from router.orphans import Orphans, journals_of
+from router.plane import DataPlane
 from router.recording import Recorder
-from router.refresher import Refresher
+from router.refresher import Refresher, SnapshotCollector
+from router.shelf import Shelf
 from router.shipper import Pace as ShipperPace
 from router.shipper import Shipper
-from turnout.backends import CannotRunError, line_of, postgres_needed, utc_now
+from router.sticky import Sticky
+from router.streams import StreamCollector, Streams
+from turnout.backends import (
+    CONNECT_TIMEOUT,
+    CannotRunError,
+    Database,
+    UnreachableError,
+    line_of,
+    postgres_needed,
+    utc_now,
+)
 from turnout.health import RouterHealth
+from turnout.joining import Joining
 from turnout.serving import DRAIN_SECONDS, Task
 from turnout.settings import Settings
+
+ALONE_TIMEOUT: Final = 3.0
+"""For Postgres to answer a start that can do without."""
+
+logger = logging.getLogger(__name__)
 
 
 class Base(msgspec.Struct, frozen=True):
     """What every part stands on."""
 
     settings: Settings
-    pool: store.Pool
+    database: Database
     redis: Redis
+    sticky_redis: Redis
+    """For the first variants of sticky experiments, and nothing else."""
     registry: CollectorRegistry
     orphans: Orphans
     announce: Callable[[str], None]
     """Takes the lines that an operator should see."""
+    joined: asyncio.Event
+    """Set once Postgres was reached: what needs it begins then."""
+
+    @property
+    def pool(self) -> store.Pool:
+        """Connections to the database, once that is open."""
+        return self.database.pool
 
 
 class RouterPart(msgspec.Struct, frozen=True):
@@ -56,10 +84,12 @@ class RouterPart(msgspec.Struct, frozen=True):
     tasks: tuple[Task, ...]
     journal: Journal
     shipper: Shipper
+    shelf: Shelf
 
     async def finish(self) -> None:
         """Ship what was acknowledged last, withdraw the journal and remove its folder. The doors
         must be shut by then. If Postgres has gone, the folder stays for others to adopt."""
+        await self.shelf.save()
         with contextlib.suppress(OSError, TimeoutError, JournalError, *store.PostgresError):
             await asyncio.wait_for(self.shipper.finish(), timeout=DRAIN_SECONDS)
             await self.journal.close(clear=True)
@@ -91,10 +121,12 @@ async def orphans_part(
 
 @contextlib.asynccontextmanager
 async def router_part(base: Base) -> AsyncIterator[RouterPart]:
-    """Open a journal and load the first snapshot.
+    """Open a journal and load the first snapshot: from Postgres, or, if nobody answers there, the
+    one on disk. Then the router serves alone, and joins the others when Postgres is back.
 
     Raises:
-        CannotRunError: if either cannot be done.
+        CannotRunError: if the journal cannot be opened, or there is no snapshot.
+        MigrationError: if Postgres answers, and is ahead of this code.
     """
     settings = base.settings
     async with contextlib.AsyncExitStack() as stack:
@@ -102,28 +134,75 @@ async def router_part(base: Base) -> AsyncIterator[RouterPart]:
         stack.push_async_callback(journal.close)
         shipper = new_shipper(settings, base.pool, journal)
         poll = settings.length("snapshot_poll").total_seconds()
-        refresher = Refresher(base.pool, base.redis, utc_now, poll)
-        with postgres_needed():
-            # Nothing that can fail stands between the commit of the first key and its only showing.
-            admin_key = await bootstrap(base.pool, settings.project)
-            if admin_key is not None:
-                base.announce(
-                    f"Admin key of project {settings.project} (shown this once): {admin_key}"
-                )
-            await refresher.refresh()
-            # The watermark has to wait for what the last process left and for what this one will
-            # acknowledge: it must know of both before the doors open, and of the older one first.
-            await base.orphans.claim()
-            await shipper.announce()
+        shelf = Shelf(settings.data_path)
+        refresher = Refresher(base.pool, base.redis, utc_now, poll, shelf.put)
+
+        async def join(patience: float) -> None:
+            await base.database.open(patience)
+            with postgres_needed():
+                # Nothing that can fail stands between the commit of the first key and its only
+                # showing.
+                admin_key = await bootstrap(base.pool, settings.project)
+                if admin_key is not None:
+                    base.announce(
+                        f"Admin key of project {settings.project} (shown this once): {admin_key}"
+                    )
+                await refresher.refresh()
+                # The watermark has to wait for what the last process left and for what this one
+                # acknowledges: it must know of both before the doors open, and of the older one
+                # first. A router that has served alone tells both as soon as it can: what it has
+                # acknowledged counts from the oldest record on.
+                await base.orphans.claim()
+                await shipper.announce()
+
+        joining = Joining(join, base.joined, random.Random())  # noqa: S311 - jitter, not secrets
+        kept = await asyncio.to_thread(shelf.load)
+        try:
+            await joining.now(CONNECT_TIMEOUT if kept is None else ALONE_TIMEOUT)
+        except UnreachableError as error:
+            if kept is None:
+                raise
+            if refresher.refreshed_at is None:  # it may have got so far, and what it has is newer
+                await refresher.restore(kept.publications, kept.as_of)
+            logger.error(
+                "serving from the snapshot on disk",
+                extra={"as_of": kept.as_of, "error": str(error)},
+            )
+            with contextlib.suppress(OSError, *store.PostgresError):  # nobody can be told yet
+                await base.orphans.claim()  # what they hold counts towards the journal's limit
         metrics = RouterMetrics(base.registry)
         base.registry.register(JournalCollector(journal, shipper, base.orphans, utc_now))
+        patience = settings.length("sticky_timeout").total_seconds()
+        sticky = Sticky(base.sticky_redis, metrics, patience)
+        stack.push_async_callback(sticky.close)
+        streams = Streams(refresher, utc_now)
+        base.registry.register(StreamCollector(streams))
+        base.registry.register(SnapshotCollector(refresher))
         yield RouterPart(
-            plane=DataPlane(refresher, Recorder(journal, metrics), metrics, utc_now),
-            health=RouterHealth(refresher, journal, utc_now),
-            tasks=(refresher.run, shipper.run),
+            plane=DataPlane(
+                refresher,
+                Recorder(journal, metrics),
+                metrics,
+                utc_now,
+                sticky,
+                streams,
+            ),
+            health=RouterHealth(refresher, journal, shelf, joining, utc_now),
+            tasks=(
+                partial(joining.then, refresher.run),
+                partial(once, base.joined, shipper.run),
+                partial(shelf.run, lambda: refresher.refreshed_at),
+            ),
             journal=journal,
             shipper=shipper,
+            shelf=shelf,
         )
+
+
+async def once(joined: asyncio.Event, task: Task) -> None:
+    """Do what needs Postgres, once that was reached."""
+    await joined.wait()
+    await task()
 
 
 def controller_part(base: Base) -> Controller:

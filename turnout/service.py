@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import gc
 import secrets
+import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -12,18 +15,40 @@ from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from analysis.api import AnalysisPlane
+from experiments.doors import Gate
+from experiments.limits import RateLimiter
 from experiments.writes import ControlPlane
+from router.epochs import Epochs
+from router.flagd import FlagSets
+from router.local_api import LocalPlane
 from turnout.app import Operation, Planes, create_app, create_operation_app
-from turnout.backends import CannotRunError, backends, connected, redis_client, utc_now
+from turnout.backends import (
+    CONNECTIONS,
+    CannotRunError,
+    backends,
+    database_at,
+    redis_client,
+    sticky_client,
+    utc_now,
+)
 from turnout.embedded import EmbeddedError
 from turnout.health import WorkerHealth
-from turnout.parts import Base, RouterPart, controller_part, orphans_part, router_part
+from turnout.lane import Lane, LaneProtocol
+from turnout.parts import Base, RouterPart, controller_part, once, orphans_part, router_part
+from turnout.protocol import BoundedProtocol
+from turnout.seat import Seat
 from turnout.serving import Task, listen, supervise, url_of
 from turnout.settings import Process, Settings
+from turnout.sums import metrics_of
+from turnout.telemetry import RequestLog, request_ids
 
 WITH_ROUTER: Final[frozenset[Process]] = frozenset({"up", "serve"})
 WITH_CONTROLLER: Final[frozenset[Process]] = frozenset({"up", "worker"})
 
+A_WORKERS: Final = CONNECTIONS // 2
+"""Connections of a worker to Postgres, at most: there are others, and they share the work."""
+
+_SWITCH_SECONDS: Final = 0.0005
 _YOUNG_OBJECTS: Final = 20_000
 """Objects that are made before the collector looks at them: about those of a batch of outcomes."""
 
@@ -33,37 +58,55 @@ async def run(
     announce: Callable[[str], None],
     stop: asyncio.Event,
     process: Process = "up",
+    seat: Seat | None = None,
 ) -> None:
     """Run the parts of Turnout that a process has, until `stop` is set.
 
     Args:
         announce: takes the lines that an operator should see: the address, the first admin key.
+        seat: the place in a fleet that this process has, if it is one of several on a port.
 
     Raises:
         CannotRunError: if it cannot start, or something that it needs has ended.
     """
     registry = CollectorRegistry()
+    patience = settings.length("sticky_timeout").total_seconds()
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
-    with listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) if seat is None else seat.listener as listener:
         try:
             async with (
                 backends(settings) as behind,
-                connected(behind.database_url) as pool,
+                database_at(
+                    behind.database_url, CONNECTIONS if seat is None else A_WORKERS
+                ) as database,
                 contextlib.aclosing(redis_client(behind.redis_url)) as redis,
-                orphans_part(settings, pool, registry) as orphans,
+                contextlib.aclosing(sticky_client(behind.redis_url, patience)) as sticky_redis,
+                orphans_part(settings, database.pool, registry) as orphans,
                 contextlib.AsyncExitStack() as stack,
             ):
-                base = Base(settings, pool, redis, registry, orphans, announce)
-                tasks: list[Task] = [orphans.run]
+                joined = asyncio.Event()
+                base = Base(
+                    settings, database, redis, sticky_redis, registry, orphans, announce, joined
+                )
+                tasks: list[Task] = [partial(once, joined, orphans.run)]
                 router: RouterPart | None = None
                 if process in WITH_ROUTER:
                     router = await stack.enter_async_context(router_part(base))
                     tasks += router.tasks
+                else:
+                    await database.open()
+                    joined.set()
                 if process in WITH_CONTROLLER:
-                    tasks.append(controller_part(base).run)
-                _spare_the_collector()
-                announce(f"Turnout serves on {url_of(listener)}")
-                await supervise(_app(base, router), listener, tasks, behind.died, stop)
+                    tasks.append(partial(once, joined, controller_part(base).run))
+                if seat is None:
+                    announce(f"Turnout serves on {url_of(listener)}")
+                else:
+                    tasks.append(partial(seat.tell, registry))
+                    seat.ready()
+                _spare_the_event_loop()
+                app, protocol = _doors(base, router, seat)
+                leave = (lambda: None) if router is None else router.plane.streams.close
+                await supervise(app, listener, tasks, behind.died, stop, protocol, leave)
                 # The doors are shut: what they acknowledged last goes to Postgres while it is
                 # still there.
                 if router is not None:
@@ -72,24 +115,38 @@ async def run(
             raise CannotRunError(str(error)) from error
 
 
-def _spare_the_collector() -> None:
+def _spare_the_event_loop() -> None:
     """Keep the garbage collector from what lives as long as the process, and from looking at every
-    batch of records while it passes through: they hold no cycles."""
+    batch of records while it passes through: they hold no cycles. And have the threads that read
+    and write files give the interpreter back soon: by default they may keep it for 5 ms."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
-def _app(base: Base, router: RouterPart | None) -> ASGIApp:
+def _doors(
+    base: Base, router: RouterPart | None, seat: Seat | None
+) -> tuple[ASGIApp, Callable[..., asyncio.Protocol]]:
+    """The app of a process, and the protocol that stands before it."""
     health = WorkerHealth(base.pool) if router is None else router.health
-    operation = Operation(health, base.registry, new_request_id=lambda: uuid4().hex)
+    requests = RequestLog(base.registry, request_ids(uuid4().hex[:16]))
+    operation = Operation(
+        health, metrics_of(base.registry) if seat is None else seat.metrics, requests
+    )
     if router is None:
-        return create_operation_app(operation)
-    return create_app(
+        return create_operation_app(operation), BoundedProtocol
+    rate = base.settings.rate_limit
+    limiter = RateLimiter(rate, time.monotonic) if rate else None
+    gate = Gate(router.plane.refresher, utc_now, limiter)
+    app = create_app(
         Planes(
             control=ControlPlane(base.pool, base.redis, utc_now, secrets.token_bytes),
             data=router.plane,
+            local=LocalPlane(router.plane, FlagSets(), Epochs(base.pool), base.pool),
             analysis=AnalysisPlane(base.pool),
             operation=operation,
+            gate=gate,
         )
     )
+    return app, partial(LaneProtocol, Lane(router.plane, gate, requests))

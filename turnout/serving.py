@@ -19,9 +19,13 @@ Task: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """Something that goes on until it is cancelled."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A socket that listens on the address. It does so before anything else is started, for two
     processes can be bound to one port as long as neither listens.
+
+    Args:
+        shared: whether other sockets of this user may listen there, too, if they also say so. The
+            kernel deals connections out to them.
 
     Raises:
         CannotRunError: if the port is in use or the address is none of ours.
@@ -32,6 +36,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:  # the latter for what can be no name of a host
@@ -53,13 +59,18 @@ async def supervise(
     background: Sequence[Task],
     died: Callable[[], Awaitable[str]] | None,
     stop: asyncio.Event,
+    protocol: Callable[..., asyncio.Protocol] = BoundedProtocol,
+    leave: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until `stop` or a death; then drain, and cancel and await every task.
+
+    Args:
+        leave: ends the answers that would not end by themselves; called when draining begins.
 
     Raises:
         CannotRunError: if a task has ended, or a server of our own (`died`).
     """
-    server = _Server(_config(app))
+    server = _Server(_config(app, protocol))
     loop = asyncio.get_running_loop()
     stopping = loop.create_task(stop.wait(), name="stop")
     serving = loop.create_task(server.serve(sockets=[listener]), name="web server")
@@ -68,6 +79,7 @@ async def supervise(
     watched = [stopping, serving, *tasks, *([obituary] if obituary is not None else [])]
     try:
         done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        leave()
         server.should_exit = True
         await serving
         for task in done - {stopping, serving}:
@@ -93,10 +105,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: Any) -> uvicorn.Config:
+def _config(app: Any, protocol: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=protocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -17,7 +17,12 @@ PREFIX: Final = "TURNOUT_"
 CLIENT_VARIABLES: Final = frozenset({"TURNOUT_URL", "TURNOUT_API_KEY"})
 """Variables that belong to the commands that talk to a running Turnout, not to the service."""
 
-LONGEST: Final = {"ship_every": "10s", "snapshot_poll": "10s", "tick": "5s"}
+LONGEST: Final = {
+    "ship_every": "10s",
+    "snapshot_poll": "10s",
+    "sticky_timeout": "10s",
+    "tick": "5s",
+}
 """A router that has said nothing for 30 s is taken for dead, and decisions do not wait for it."""
 
 LEAST_RETENTION: Final = 8
@@ -34,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: Port = 8080
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
     data_dir: str = "turnout-data"
     database_url: str = ""
     redis_url: str = ""
@@ -43,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ship_every: Duration = "500ms"
     snapshot_poll: Duration = "2s"
     tick: Duration = "1s"
+    sticky_timeout: Duration = "5ms"
+    rate_limit: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     lateness: Duration = "5s"
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
     log_level: LogLevel = "info"
@@ -57,7 +65,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The data folder."""
         return Path(self.data_dir)
 
-    def length(self, name: Literal["ship_every", "snapshot_poll", "tick", "lateness"]) -> timedelta:
+    def length(
+        self, name: Literal["ship_every", "snapshot_poll", "sticky_timeout", "tick", "lateness"]
+    ) -> timedelta:
         """A setting that is a duration."""
         return parse_duration(getattr(self, name))
 
@@ -65,15 +75,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 HELP: Final[dict[str, str]] = {
     "host": "address to serve on",
     "port": "port to serve on",
-    "data_dir": "folder of the journals and of the embedded Postgres and Redis",
+    "workers": "processes that serve on the port together, with `serve` alone",
+    "data_dir": "folder of the journals, the snapshot, and the embedded Postgres and Redis",
     "database_url": "Postgres to use (15 or later); without it one is started in the data folder",
     "redis_url": "Redis to use (7 or later); without it one is started in the data folder",
     "project": "the project that the first start makes, with an admin key",
     "durability": "when a record counts as kept: `synced` to disk, or `written` to the system",
-    "journal_limit_mib": "most that the journal may hold before Postgres has it, in MiB",
+    "journal_limit_mib": "most that the journals of a process, or of all its workers together, may"
+    " hold before Postgres has it, in MiB",
     "ship_every": "how often the journal is shipped to Postgres, at most 10s",
     "snapshot_poll": "how often a router looks for changes that it was not told of, at most 10s",
     "tick": "how often the controller folds and decides, at most 5s",
+    "sticky_timeout": "how long a sticky answer waits for Redis before the slot decides",
+    "rate_limit": "requests a second that a key may send to one process; 0 for no limit",
     "lateness": "how late an outcome may come and still count for decisions",
     "retention_days": "for how many whole days raw events are kept, 8 or more; 0 for ever",
     "log_level": "debug, info, warning or error",
@@ -127,9 +141,22 @@ def require_servers(settings: Settings, process: Process) -> None:
         )
 
 
+def require_one_process(settings: Settings, process: Process) -> None:
+    """Only routers can be several on one port.
+
+    Raises:
+        SettingsError: if others should be.
+    """
+    if process != "serve" and settings.workers != 1:
+        raise SettingsError(
+            f"wrong settings: {PREFIX}WORKERS: must be 1 for {process}: only `turnout serve` can"
+            " run several processes"
+        )
+
+
 def _value(name: str, text: str) -> str | int:
     is_number = (
-        name in {"port", "journal_limit_mib", "retention_days"}
+        name in {"port", "workers", "journal_limit_mib", "rate_limit", "retention_days"}
         and text.isascii()
         and text.isdigit()
     )

@@ -63,6 +63,47 @@ def test_definitions_are_applied_from_a_file_and_reported_on(serving: Up, tmp_pa
     assert sum(report["units"].values()) == 12
 
 
+def test_what_a_unit_got_is_told_in_words_or_as_json(serving: Up) -> None:
+    key = serving.admin_key
+    client = {"TURNOUT_URL": serving.url, "TURNOUT_API_KEY": key}
+    start_experiment(serving, key, "replayed")
+    variant = expose_units(serving, key, range(1), "replayed")["unit-0"]
+    asked = ("replay", "replayed", "--unit", "unit-0")
+    until(
+        lambda: json.loads(done(*asked, "--json", variables=client))["source"] == "exposure",
+        "the exposure is in Postgres",
+    )
+    first, *steps = done(*asked, variables=client).splitlines()
+    assert first == f"unit-0 in replayed: {variant} (split)"
+    assert "  source     the recorded exposure" in steps
+    assert steps[-1].startswith(f"  exposure   {variant} at ")
+    assert steps[-1].endswith(": agrees")
+
+    told = json.loads(done(*asked, "--epoch", "1", "--json", variables=client))
+    exposure = told["exposure"]["id"]
+    assert (told["variant"], told["epoch"], told["agrees"]) == (variant, 1, True)
+    assert exposure in done(*asked, "--exposure", exposure, variables=client)
+    assert exposure in done(*asked, "--at", told["at"], variables=client)
+    stranger = done("replay", "replayed", "--unit", "stranger", variables=client)
+    assert "  source     computed" in stranger.splitlines()
+
+
+def test_a_replay_that_cannot_be_is_told_in_one_line(serving: Up) -> None:
+    client = {"TURNOUT_URL": serving.url, "TURNOUT_API_KEY": serving.admin_key}
+    start_experiment(serving, serving.admin_key, "unreplayed")
+    asked = ("replay", "unreplayed", "--unit", "unit-0")
+    assert "no epoch 9" in refusal(*asked, "--epoch", "9", variables=client)
+    assert (
+        "no experiment"
+        in refusal("replay", "unheard-of", "--unit", "unit-0", variables=client).lower()
+    )
+    wrong = turnout(*asked, "--at", "yesterday", variables=client)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "at: " in wrong.stderr
+    both = turnout(*asked, "--at", "2031-05-06T00:00:00Z", "--epoch", "1", variables=client)
+    assert (both.returncode, both.stdout) == (2, "")
+
+
 def test_a_wrong_definition_is_refused_with_every_wrong_field(serving: Up, tmp_path: Path) -> None:
     client = {"TURNOUT_URL": serving.url, "TURNOUT_API_KEY": serving.admin_key}
     file = tmp_path / "wrong.json"

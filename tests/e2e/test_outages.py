@@ -79,22 +79,12 @@ async def scene(
         ) as fleet,
     ):
         async with fleet.load(ledger, SEED):
-            await until_acknowledged(ledger)
+            await ledger.grow(500)
             yield Scene(*servers, proxy, fleet, ledger)
-            await until_acknowledged(ledger)
+            await ledger.grow(500)
         findings = await fleet.settle(ledger)
         record_property(FIGURES, figures(ledger, findings))
         assert findings == {}
-
-
-async def until_acknowledged(ledger: Ledger, more: int = 500) -> None:
-    """Wait until so many more events are acknowledged."""
-    enough = len(ledger.acknowledged) + more
-
-    async def acknowledged() -> bool:
-        return len(ledger.acknowledged) >= enough
-
-    await until(acknowledged, f"{more} more events are acknowledged")
 
 
 async def until_refused(ledger: Ledger, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -171,10 +161,10 @@ async def test_cut_connections_to_postgres_cost_nothing(
 ) -> None:
     async with scene(tmp_path, record_property) as at:
         for _ in range(20):
-            await until_acknowledged(at.ledger, 100)
+            await at.ledger.grow(100)
             assert await at.postgres.cut_connections() > 0
         for _ in range(3):
-            await until_acknowledged(at.ledger, 100)
+            await at.ledger.grow(100)
             await at.postgres.stop()
             await at.postgres.start()
             await at.postgres.until_ready()
@@ -269,7 +259,7 @@ async def test_a_leader_that_freezes_is_replaced_and_does_no_harm_when_it_wakes(
 
         with frozen_process(frozen.pid):
             await until(replaced, "the other leads")
-            await until_acknowledged(at.ledger)
+            await at.ledger.grow(500)
     assert_all_was_taken(at.ledger)
 
 

@@ -12,7 +12,7 @@ from tests.e2e.traffic import QUICK, assign, expose_units, start_experiment, uni
 BUSY = ("--ship-every", "1ms", "--tick", "10ms", "--lateness", "100ms", "--snapshot-poll", "1ms")
 
 
-def test_it_starts_no_server_of_its_own_and_needs_a_folder_for_its_journal_only(
+def test_it_starts_no_server_of_its_own_and_keeps_its_journal_and_its_snapshot_only(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
     variables = {"TURNOUT_DATABASE_URL": database_url, "TURNOUT_REDIS_URL": redis_url}
@@ -21,7 +21,8 @@ def test_it_starts_no_server_of_its_own_and_needs_a_folder_for_its_journal_only(
         start_experiment(service, service.admin_key)
         expose_units(service, service.admin_key, range(5))
         assert children_of(service.process.pid) == set()
-        assert [path.name for path in data_dir.iterdir()] == ["journals"]
+        until((data_dir / "snapshot").exists, "the snapshot is on disk")
+        assert {path.name for path in data_dir.iterdir()} == {"journals", "snapshot"}
         until(lambda: units_of(service, service.admin_key) == 5, "the report counts all")
         assert service.stop() == 0
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,18 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.crash.programs import free_port
+
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 TOUR = (ROOT / "README.md").read_text(encoding="utf-8").split("## A tour in five minutes")[1]
 TOUR = TOUR.split("## How it works")[0]
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TOUR, re.MULTILINE | re.DOTALL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -69,9 +63,20 @@ def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    define, wrong, change, assign, ofrep, outcomes, python, report, doors = done.stdout.split(
-        "=== next"
-    )[:9]
+    (
+        define,
+        wrong,
+        change,
+        assign,
+        ofrep,
+        batch,
+        outcomes,
+        provider,
+        local,
+        report,
+        replay,
+        doors,
+    ) = done.stdout.split("=== next")[:12]
     assert "ranker-v7: created, revision 1" in define
     assert '"state":"running"' in define
     for path in ("key", "variants", "variants[1].key", "trafic"):
@@ -79,13 +84,19 @@ def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
     assert '"weights":{"v6":0.8,"v7":0.2}' in change
     assert '"recorded":true' in assign
     assert '"reason":"SPLIT"' in ofrep
+    assert '"slot":[5670,' in batch
     assert '"accepted":2,"duplicates":0,"errors":[{"index":2,' in outcomes
-    assert "models:/ranker/" in python
+    assert "models:/ranker/" in provider
+    evaluated = re.search(r"(v[67]) here, (v[67]) there", local)
+    assert evaluated is not None
+    assert evaluated[1] == evaluated[2]
+    assert '"accepted":1,"duplicates":0,"not_enrolled":0,"mismatched":0' in local
     assert "# ranker-v7, run 1" in report
+    assert "user-42 in ranker-v7: v6 (split)" in replay
     assert '"conclusion":' in doors
     assert '"next_cursor":null' in doors
     shown = re.findall(r"^```json\n(.*?)\n```$", TOUR, re.MULTILINE | re.DOTALL)
-    assert [answer in done.stdout for answer in shown] == [True, True]
+    assert [answer in done.stdout for answer in shown] == [True, True, True]
 
 
 def test_the_readme_names_the_two_commands() -> None:

@@ -246,7 +246,7 @@ class Service:
     ) -> ExposureRecord:
         """A unit meets a variant in the experiment's current epoch, unless told otherwise."""
         exposure = ExposureRecord(
-            uuid4(),
+            uuid4().bytes,
             record.project,
             record.id,
             record.run,

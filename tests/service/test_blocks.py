@@ -173,3 +173,21 @@ async def test_blocks_of_a_run_that_has_ended_close_too(service: Service) -> Non
     await service.conclude("x")
     await service.settle(100)
     assert await closed(service)
+
+
+async def test_an_experiment_that_cannot_be_read_holds_up_no_other(service: Service) -> None:
+    """As a newer release may write it, while workers are upgraded one by one."""
+    await service.begin(definition("newer"))
+    other = await service.begin(definition("x", metric("click")))
+    await service.execute(
+        """update experiment set definition = jsonb_set(definition::jsonb, '{policy}',
+                                                        '{"kind": "quantum"}')::json
+           where key = 'newer'"""
+    )
+    await service.ship([service.exposure(other, "u", "a", after(1))])
+    await service.shipped()
+    assert await service.controller.tick()
+    assert service.failures() == 1  # to decide on the newer one
+    enrolled = await service.fetch("select experiment, unit from enrolment")
+    assert [tuple(row) for row in enrolled] == [(other.id, "u")]
+    assert await service.fetch("select from segment where folded_at is null") == []

@@ -42,6 +42,8 @@ EVERY: Final = sorted(
 BODIES: Final[dict[str, dict[str, Any]]] = {
     "conclude": {"reason": "a test", "ship": "old"},
     "allocation": {"reason": "a test", "traffic": 0.5},
+    "overrides": {"reason": "a test", "variant": "old", "unit": "u"},
+    "holdout": {"reason": "a test", "share": 0},
 }
 
 
@@ -52,9 +54,9 @@ def fitting(door: Door) -> str:
         "/v1/project",
     ):
         return "administer"
-    if door.path.startswith(("/v1/assign", "/ofrep/")):
+    if door.path.startswith(("/v1/assign", "/v1/flagd", "/ofrep/")):
         return "evaluate"
-    if door.path.startswith("/v1/outcomes"):
+    if door.path.startswith(("/v1/outcomes", "/v1/exposures")):
         return "record"
     return "read" if door.method == "GET" else "write"
 

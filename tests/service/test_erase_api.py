@@ -1,11 +1,13 @@
 """`POST /v1/units/erase`: a unit is forgotten, and may come again as a new one."""
 
+import asyncio
 import hashlib
 from typing import Any
 
 import asyncpg
 import pytest
 
+from analysis.position import hold_moments
 from tests.running import Turnout, eventually, problem
 
 ERASE = "/v1/units/erase"
@@ -171,3 +173,49 @@ async def test_a_reason_is_needed_and_may_have_the_digits_of_a_unit_in_it(
 async def test_only_an_admin_erases(turnout: Turnout) -> None:
     answer = await turnout.client("editor").post(ERASE, json=REASON | {"unit": "a"})
     assert problem(answer, 403, "forbidden") == []
+
+
+async def firsts_of(turnout: Turnout, unit: str) -> list[str]:
+    """The names under which Redis keeps first variants of a unit."""
+    [row] = await turnout.rows("select sticky_id from project where key = $1")
+    pattern = f"turnout:sticky:{row['sticky_id'].hex}:*:{unit}"
+    return sorted([name.decode() async for name in turnout.host.redis.scan_iter(pattern)])
+
+
+async def test_a_unit_is_forgotten_where_redis_kept_its_first_variants(turnout: Turnout) -> None:
+    """Of earlier runs, too, and whatever the definition says by now."""
+    key = await turnout.start(stickiness="sticky")
+    for _ in range(2):
+        for unit in ("ann", "ben"):
+            await turnout.assign(key, unit)
+        revision = (await turnout.move(key, "conclude", ship="old"))["revision"]
+        await turnout.move(key, "start")
+    await turnout.move(key, "conclude", ship="old")
+    answer = await turnout.client("editor").patch(
+        f"/v1/experiments/{key}", json={"stickiness": "slot"}, headers={"If-Match": "*"}
+    )
+    assert answer.json()["revision"] == revision + 1
+    await turnout.move(key, "start")
+    kept = await firsts_of(turnout, "ben")
+    assert len(await firsts_of(turnout, "ann")) == len(kept) == 2
+    await erase(turnout, {"unit": "ann"})
+    assert await firsts_of(turnout, "ann") == []
+    assert await firsts_of(turnout, "ben") == kept
+
+
+async def test_a_unit_that_comes_while_it_is_erased_is_forgotten(turnout: Turnout) -> None:
+    key = await turnout.start(stickiness="sticky")
+    await turnout.assign(key, "ann")
+    async with turnout.host.pool.acquire() as connection:
+        async with connection.transaction():
+            await hold_moments(connection)  # the erasure has to wait for this
+            erasing = asyncio.create_task(erase(turnout, {"unit": "ann"}))
+
+            async def is_forgotten() -> bool | None:
+                return True if await firsts_of(turnout, "ann") == [] else None
+
+            await eventually(is_forgotten, "erasure that has come to its events")
+            await turnout.assign(key, "ann")
+            assert await firsts_of(turnout, "ann") != []
+        await erasing
+    assert await firsts_of(turnout, "ann") == []

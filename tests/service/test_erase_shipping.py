@@ -237,7 +237,7 @@ async def test_what_was_recorded_plain_is_stored_hashed(
     assert await came_in(database, "exposure") == [(SHOP, user, 0), (STAGING, "42", 0)]
     assert {unit for _, unit, _ in await came_in(database, "outcome")} == {user, session, other}
     name = await database.fetchval("select id from exposure where project = $1", SHOP)
-    assert name == exposure_id(1, 1, 1, "a", user) != seen.id
+    assert name.bytes == exposure_id(1, 1, 1, "a", user) != seen.id
     [letter] = await database.fetch("select record from dead_letter")
     assert list(decode(letter["record"]).units) == [("user", user)]  # type: ignore[union-attr]
 

@@ -151,11 +151,9 @@ async def test_every_wrong_field_is_named_in_one_answer(turnout: Turnout) -> Non
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"targeting": {"in": [{"var": "country"}, ["DE"]]}}, "targeting"),
-        ({"layer": {"key": "ranking", "slots": [0, 5000]}}, "layer"),
-        ({"stickiness": "sticky"}, "stickiness"),
         ({"policy": {"kind": "ramp", "steps": [{"traffic": 0.1}]}}, "policy.kind"),
         ({"guard": {"action": "pause"}}, "guard.action"),
+        ({"analysis": {"reading": "planned"}}, "analysis.reading"),
     ],
 )
 async def test_a_feature_that_is_not_built_is_refused_by_its_path(

@@ -44,7 +44,13 @@ async def test_a_flag_gives_the_variant_and_records_the_exposure(turnout: Turnou
     body = answer.json()
     assert set(body) == {"key", "reason", "variant", "value", "metadata"}
     assert (body["key"], body["reason"]) == (key, "SPLIT")
-    assert body["metadata"] == {"run": 1, "epoch": 1, "why": "split", "recorded": True}
+    assert body["metadata"] == {
+        "run": 1,
+        "epoch": 1,
+        "why": "split",
+        "enrolled": True,
+        "recorded": True,
+    }
     assigned = await turnout.assign(key, "u1", expose=False)
     assert (body["variant"], body["value"]) == (assigned["variant"], assigned["value"])
     rows = await turnout.shipped("exposure", 1)

@@ -46,7 +46,9 @@ async def test_the_process_says_that_it_lives_and_can_serve(turnout: Turnout) ->
     ready = await nobody.get("/readyz")
     assert ready.status_code == 200
     assert (ready.json()["ready"], ready.json()["degraded"]) == (True, False)
-    assert {check["name"] for check in ready.json()["checks"]} == {"snapshot", "journal"}
+    assert {check["name"] for check in ready.json()["checks"]} == (
+        {"snapshot", "snapshot on disk", "postgres", "redis", "journal"}
+    )
 
 
 async def test_assignments_and_outcomes_are_counted(turnout: Turnout) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.running import Turnout, definition, eventually, problem
@@ -181,3 +182,38 @@ async def test_the_secret_is_nowhere_to_be_seen(
     for text in (*(answer.text for answer in answers), caplog.text):
         assert secret.hex() not in text
         assert repr(secret) not in text
+
+
+async def test_attributes_never_tell_a_hashed_unit(turnout: Turnout) -> None:
+    """Not by the record of the experiment, which may be older than the rule, nor by that of the
+    holdout, whose units come under another name."""
+    await hash_units(turnout)
+    names = ["plan", "targetingKey", "who"]
+    await turnout.put("/v1/holdout", share=0.5, reason="a test", record=["plan", "who"])
+    key = await turnout.define(unit={"attribute": "who"}, record=["plan"])
+    await turnout.rows(
+        """update experiment set definition = jsonb_set(definition::jsonb, '{record}', $3)
+           where project = $1 and key = $2""",
+        key,
+        msgspec.json.encode(names).decode(),
+    )
+    await turnout.move(key, "start")
+    people = [f"person-{number}" for number in range(20)]
+    for unit in people:
+        context = {"targetingKey": unit, "who": unit, "plan": "pro"}
+        answer = await turnout.client("service").post(
+            f"/ofrep/v1/evaluate/flags/{key}", json={"context": context}
+        )
+        assert answer.status_code == 200, answer.text
+    rows = await turnout.shipped("exposure", len(people) + 1)
+    assert len({row["experiment"] for row in rows}) == 2
+    assert {row["attributes"] for row in rows} == {'{"plan": "pro"}'}
+
+
+async def test_the_holdout_does_not_record_its_unit(turnout: Turnout) -> None:
+    answer = await turnout.client("editor").put(
+        "/v1/holdout",
+        json={"share": 0.1, "reason": "a test", "record": ["plan", "targetingKey"]},
+        headers={"If-Match": "*"},
+    )
+    assert problem(answer, 422, "invalid") == [("record[1]", "conflict")]

@@ -72,7 +72,7 @@ def shipper(pool: asyncpg.Pool, journal: Journal, clock: Clock) -> Shipper:
 def exposure(unit: str = "u1", **changes: object) -> ExposureRecord:
     """An exposure."""
     record = ExposureRecord(
-        uuid4(), "shop", 1, 2, 3, "v7", "user", unit, NOW - timedelta(seconds=5), NOW
+        uuid4().bytes, "shop", 1, 2, 3, "v7", "user", unit, NOW - timedelta(seconds=5), NOW
     )
     return msgspec.structs.replace(record, **changes)
 
@@ -134,7 +134,7 @@ async def test_records_arrive_as_they_were_written(
     assert [tuple(row) for row in rows] == [
         (
             segment["id"],
-            record.id,
+            UUID(bytes=record.id),
             record.project,
             record.experiment,
             record.run,

@@ -211,6 +211,61 @@ async def test_a_patch_of_the_weights_is_an_epoch_while_the_experiment_runs(
     assert view["weights"] == {"old": 0.2, "new": 0.8}
 
 
+async def change(turnout: Turnout, key: str, **patch: Any) -> dict[str, Any]:
+    """Change the definition, whichever revision it has."""
+    answer = await turnout.client("editor").patch(
+        f"/v1/experiments/{key}", json=patch, headers={"If-Match": "*"}
+    )
+    assert answer.status_code == 200, answer.text
+    view: dict[str, Any] = answer.json()
+    return view
+
+
+PRO: Final = {"==": [{"var": "plan"}, "pro"]}
+FREE: Final = {"==": [{"var": "plan"}, "free"]}
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+async def test_a_patch_of_the_targeting_is_an_epoch_with_the_same_slots(
+    turnout: Turnout, state: str
+) -> None:
+    key = await reach(turnout, state)
+    for targeting in (PRO, FREE, None):
+        await change(turnout, key, targeting=targeting)
+    found = (await epochs(turnout, key))[-4:]
+    assert [epoch["targeting"] for epoch in found] == [None, PRO, FREE, None]
+    assert {epoch["state"] for epoch in found} == {state}
+    assert all(epoch["slots"] == found[0]["slots"] for epoch in found)
+
+
+async def test_who_is_targeted_from_now_on_the_router_knows(turnout: Turnout) -> None:
+    key = await turnout.start(targeting=PRO)
+    pro, free = {"plan": "pro"}, {"plan": "free"}
+    assert (await turnout.assign(key, "u", attributes=pro))["reason"] == "split"
+    assert (await turnout.assign(key, "u", attributes=free))["reason"] == "not_targeted"
+    view = await change(turnout, key, targeting=FREE)
+    await turnout.wait_for_assignable(key, epoch=view["epoch"])
+    assert (await turnout.assign(key, "u", attributes=pro))["reason"] == "not_targeted"
+    assert (await turnout.assign(key, "u", attributes=free))["reason"] == "split"
+
+
+async def test_targeting_and_weights_at_once_are_one_epoch(turnout: Turnout) -> None:
+    key = await turnout.start()
+    variants = (await read(turnout, key))["definition"]["variants"]
+    for weight, epoch in ((0.8, 2), (0.801, 3)):  # the second moves too little by itself
+        variants[0]["weight"], variants[1]["weight"] = 1 - weight, weight
+        view = await change(turnout, key, variants=variants, targeting=[PRO, FREE][epoch - 2])
+        assert view["epoch"] == epoch
+        assert view["weights"] == {"old": 0.2, "new": 0.8}
+    assert [e["targeting"] for e in await epochs(turnout, key)] == [None, PRO, FREE]
+
+
+async def test_targeting_that_stays_as_it_is_makes_no_epoch(turnout: Turnout) -> None:
+    key = await turnout.start(targeting=PRO)
+    assert (await change(turnout, key, targeting=PRO, name="n"))["epoch"] == 1
+    assert (await change(turnout, key, when_stale={"after": "1m", "do": "control"}))["epoch"] == 1
+
+
 @pytest.mark.parametrize(("weight", "epoch"), [(0.5, 1), (0.5099, 1), (0.51, 2)])
 async def test_what_would_move_less_than_a_hundredth_makes_no_epoch(
     turnout: Turnout, weight: float, epoch: int

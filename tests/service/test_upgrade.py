@@ -4,13 +4,33 @@ import shutil
 from pathlib import Path
 
 import asyncpg
+import msgspec
 from redis.asyncio import Redis
 
 from analysis.metrics import run_metric
-from tests.service.loop import LATENESS, START, Service, after, definition, metric
+from experiments import store
+from experiments.allocation import initial
+from experiments.definition import parse_definition
+from tests.service.loop import LATENESS, SHOP, START, Service, after, definition, metric
 from tests.service.recount import check
 from turnout.migrate import migrate, migrations
 
+# The experiment as the first release wrote it: what writes it today knows columns that came later.
+_PROJECT = "insert into project (key, version, created_at) values ('shop', 7, $1)"
+_EXPERIMENT = """
+    insert into experiment (project, key, state, revision, run, epoch, definition, created_at,
+                            updated_at)
+    values ('shop', 'x', 'running', 1, 1, 1, $2, $1, $1) returning id
+"""
+_RUN = """
+    insert into run (experiment, number, salt, started_at, analysed_revision)
+    values ($2, 1, 'x', $1, 1)
+"""
+_EPOCH = """
+    insert into epoch (experiment, number, run, state, salt, allocation, weights, stickiness,
+                       resized, at, actor, reason)
+    values ($2, 1, 1, 'running', 'x', $3, '{"a": 0.5, "b": 0.5}', 'slot', true, $1, 'k', 'r')
+"""
 _METRIC = """
     insert into run_metric (experiment, run, key, version, kind, event, aggregate, window_length,
                             block_seconds, closed_through, backfilled, late)
@@ -48,23 +68,34 @@ async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
         async with pool.acquire() as connection:
             await migrate(connection, first)
         service = Service(pool, redis)
-        record = await service.begin(definition("x", metric("click", window="2s")))
-        [click] = map(run_metric, record.definition.metrics)
+        old = parse_definition(definition("x", metric("click", window="2s")))
+        [click] = map(run_metric, old.metrics)
+        await service.execute(_PROJECT, START)
+        [row] = await service.fetch(_EXPERIMENT, START, msgspec.json.encode(old).decode())
+        number: int = row["id"]
+        await service.execute(_RUN, START, number)
+        split = msgspec.json.encode(initial(old.weights, 1.0)).decode()
+        await service.execute(_EPOCH, START, number, split)
         closed = click.last_closed(after(100), LATENESS)
         await service.execute(
-            _METRIC, record.id, click.key, click.version, click.window, click.block_seconds, closed
+            _METRIC, number, click.key, click.version, click.window, click.block_seconds, closed
         )
-        await service.execute("update run set analysed_revision = $1", record.revision)
         await service.execute("update fold_position set watermark = $1", after(100))
         await service.execute("select ensure_day($1::date)", START.date())
         [segment] = await service.fetch(_SEGMENT, START)
-        await service.execute(_EXPOSURES, segment["id"], record.id, START)
+        await service.execute(_EXPOSURES, segment["id"], number, START)
         await service.execute(_OUTCOMES, segment["id"], START)
 
         async with pool.acquire() as connection:
             await migrate(connection)
             never = "select watermark = '-infinity' from fold_position"
             assert await connection.fetchval(never)  # so nothing is decided before all is folded
+            publication = await store.load_publication(connection, SHOP)
+            assert publication is not None
+            [live] = publication.experiments
+            assert (live.epoch.layer, live.epoch.holdout, live.overrides) == (None, None, ())
+            [row] = await service.fetch("select version from experiment")
+            assert row["version"] == publication.version == 7
         await service.shipped(after(100))
         await service.tick()
         report = await service.report("x")
@@ -73,3 +104,9 @@ async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
         assert report.metrics[0].comparisons[0].fixed.mean_control == 2 / 5
         async with pool.acquire() as connection:
             await check(connection)
+        # and goes on by today's rules
+        assert (await service.pause("x")).epoch == 2
+        async with pool.acquire() as connection:
+            news = await store.load_publication(connection, SHOP, 7)
+            assert news is not None
+            assert [live.record.key for live in news.experiments] == ["x"]

@@ -1,5 +1,6 @@
 """Promise 3 of the design, as properties of `reallocate` over whole runs."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -21,12 +22,15 @@ from experiments.allocation import (
     owners,
     propensities,
     reallocate,
+    runs_of,
     slot_counts,
     slots_of,
     traffic_of,
 )
 from experiments.model import SLOTS
 from experiments.problems import ProblemError
+from experiments.targeting import compile_rule
+from router.hashing import slotter
 
 
 def weights_of(size: int) -> st.SearchStrategy[dict[str, float]]:
@@ -140,6 +144,18 @@ def test_owner_table_is_what_a_router_looks_up() -> None:
     table = owner_table(allocation, ["v7", "v6"], 255)
     assert len(table) == SLOTS
     assert (table[0], table[1_249], table[1_250], table[4_999], table[5_000]) == (1, 1, 0, 0, 255)
+
+
+@quick
+@given(steps)
+def test_the_runs_of_an_owner_are_its_slots(run: list[Step]) -> None:
+    for allocation in play(run):
+        table = owners(allocation)
+        for owner in {None, *counts(allocation)}:
+            slots = [
+                slot for first, end in runs_of(allocation, owner) for slot in range(first, end)
+            ]
+            assert slots == [slot for slot in range(SLOTS) if table[slot] == owner]
 
 
 @pytest.mark.parametrize(
@@ -316,3 +332,72 @@ def test_a_move_of_less_than_one_percent_of_the_traffic_is_not_worthwhile() -> N
     assert not is_worthwhile(current, reallocate(current, {"a": 0.5098, "b": 0.4902}, 0.5))
     assert is_worthwhile(current, reallocate(current, {"a": 0.51, "b": 0.49}, 0.5))
     assert is_worthwhile(current, reallocate(current, {"a": 0.5, "b": 0.5}, 0.51))
+
+
+# Who is enrolled, when units return
+
+
+RAMP: Sequence[Step] = (
+    ({"a": 0.5, "b": 0.5}, 0.2),
+    ({"a": 0.5, "b": 0.5}, 0.5),
+    ({"a": 0.2, "b": 0.8}, 0.5),
+    ({"a": 0.2, "b": 0.8}, 1.0),
+    ({"a": 0.6, "b": 0.4}, 1.0),
+)
+LAYER = (2_000, 9_000)
+RULE = compile_rule({"in": [{"var": "country"}, ["DE", "AT"]]})
+
+
+def newly_enrolled(history: Sequence[Allocation], visits: int, seed: int) -> list[Counter[str]]:
+    """For each epoch, how many units had their first exposure in it, by variant.
+
+    Units come and come again, some often and some once in a while, so that most of those who come
+    late in an epoch were there before. Only part of them is in the layer, and only part of these is
+    targeted.
+    """
+    generator = random.Random(seed)  # noqa: S311 - a simulation, no secret
+    of_layer, of_experiment = slotter("#layer.ranking"), slotter("ranker")
+    countries = {f"u{number}": ["DE", "AT", "FR"][number % 3] for number in range(60_000)}
+    met: set[str] = set()
+    counted: list[Counter[str]] = []
+    for allocation in history:
+        table = owners(allocation)
+        first: Counter[str] = Counter()
+        for _ in range(visits):
+            unit = f"u{int(60_000 * generator.random() ** 2)}"
+            if unit in met or not LAYER[0] <= of_layer(unit) < LAYER[1]:
+                continue
+            owner = table[of_experiment(unit)] if RULE({"country": countries[unit]}) else None
+            if owner is not None:
+                met.add(unit)
+                first[owner] += 1
+        counted.append(first)
+    return counted
+
+
+def surprise(found: Counter[str], share: float) -> float:
+    """By how many standard errors the share of `b` among those counted is off its propensity."""
+    units = found.total()
+    return abs(found["b"] - share * units) / math.sqrt(units * share * (1 - share))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_newly_enrolled_has_the_stated_propensity_though_units_return(seed: int) -> None:
+    history = play(RAMP)
+    counted = newly_enrolled(history, visits=30_000, seed=seed)
+    assert min(found.total() for found in counted) > 1_000
+    for found, allocation in zip(counted, history, strict=True):
+        assert surprise(found, propensities(allocation)["b"]) < 4
+
+
+def test_to_split_all_slots_anew_would_not_enrol_by_the_stated_propensities() -> None:
+    """The naive way: whoever comes new after a change mostly has a slot that was added, and these
+    are not split in the weights, though the sum is."""
+    history = [initial(*step) for step in RAMP]
+    counted = newly_enrolled(history, visits=30_000, seed=0)
+    off = [
+        surprise(found, propensities(allocation)["b"])
+        for found, allocation in zip(counted, history, strict=True)
+    ]
+    assert off[0] < 4
+    assert min(off[1], off[3]) > 10

@@ -39,6 +39,8 @@ FREE: list[dict[str, Any]] = [
     {"metrics": []},
     {"guard": {"alpha": 0.02}},
     {"policy": {"kind": "thompson", "metric": "m"}},
+    {"targeting": {"==": [{"var": "country"}, "DE"]}},
+    {"when_stale": {"after": "10m", "do": "control"}},
 ]
 THIRD = {"key": "c", "weight": 0, "value": 3}
 PATCHES: list[tuple[dict[str, Any], set[str]]] = [
@@ -57,7 +59,11 @@ PATCHES: list[tuple[dict[str, Any], set[str]]] = [
     ),
     ({"variants": [*variants({}, {})["variants"], THIRD]}, {"variants"}),
 ]
-NEXT_RUN: list[tuple[dict[str, Any], set[str]]] = [({"salt": "other"}, {"salt"})]
+NEXT_RUN: list[tuple[dict[str, Any], set[str]]] = [
+    ({"salt": "other"}, {"salt"}),
+    ({"stickiness": "sticky"}, {"stickiness"}),
+    ({"layer": {"key": "l", "slots": [0, 10]}}, {"layer"}),
+]
 
 
 def immutable(before: Experiment, after: Experiment, state: State) -> set[str]:

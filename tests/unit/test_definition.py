@@ -13,6 +13,7 @@ from experiments.definition import (
     UNSUPPORTED,
     apply_patch,
     definition_to_builtins,
+    examine_built_in,
     parse_definition,
 )
 from experiments.model import Experiment, MeanMetric, ProportionMetric, ThompsonPolicy
@@ -114,6 +115,11 @@ def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
         {"policy": {"kind": "fixed"}},
         {"salt": "a-salt#7", "traffic": 0.0002, "tags": ["t"], "record": ["country", "plan"]},
         {"layer": None, "targeting": None, "when_stale": None, "stickiness": "slot"},
+        {"layer": {"key": "ranking", "slots": [0, 10_000]}, "stickiness": "sticky"},
+        {"layer": {"key": "ranking", "slots": [9_999, 10_000]}, "policy": THOMPSON},
+        {"targeting": {"in": [{"var": "country"}, ["DE", "AT"]]}},
+        {"when_stale": {"after": "30s", "do": "control"}},
+        {"when_stale": {"after": "30d", "do": "control"}},
         {"analysis": {"reading": "fixed", "units": 1_000}},
         with_variants(CONTROL | {"weight": 1}, OTHER | {"weight": 0}),
         with_variants(CONTROL | {"value": 1}, OTHER | {"value": 1.5}),
@@ -139,15 +145,13 @@ def test_right_experiments(change: dict[str, Any]) -> None:
 
 def test_the_example_of_the_design_is_refused_for_what_is_not_built_yet() -> None:
     assert wrong(yaml.safe_load(DESIGN_EXAMPLE)) == {
-        ("layer", "unsupported"),
-        ("targeting", "unsupported"),
         ("metrics[2].kind", "unsupported"),
         ("metrics[3].kind", "unsupported"),
     }
 
 
 def test_the_example_of_the_design_without_these_is_right() -> None:
-    data = without(yaml.safe_load(DESIGN_EXAMPLE), "layer", "targeting")
+    data = yaml.safe_load(DESIGN_EXAMPLE)
     data["metrics"] = [data["metrics"][0], without(data["metrics"][1], "covariate")]
     experiment = parse_definition(data)
     assert experiment.control.key == "v6"
@@ -194,6 +198,20 @@ STRUCTURE: list[tuple[dict[str, Any], Wrong]] = [
     ({"unit": {"attribute": ""}}, {("unit.attribute", "value")}),
     ({"unit": {"kind": "user"}}, {("unit.kind", "unknown")}),
     ({"salt": "a:b"}, {("salt", "value")}),
+    ({"layer": 5}, {("layer", "type")}),
+    ({"layer": {"key": "L", "slots": [0]}}, {("layer.key", "value"), ("layer.slots", "value")}),
+    (
+        {"layer": {"key": "l", "slots": [-1, 10_001]}},
+        {("layer.slots[0]", "value")} | {("layer.slots[1]", "value")},
+    ),
+    ({"layer": {"key": "l", "slots": [0, 0.5]}}, {("layer.slots[1]", "type")}),
+    ({"layer": {"slots": [0, 1]}}, {("layer.key", "missing")}),
+    ({"stickiness": "glue"}, {("stickiness", "value")}),
+    (
+        {"when_stale": {"after": "soon"}},
+        {("when_stale.after", "value"), ("when_stale.do", "missing")},
+    ),
+    ({"when_stale": {"after": "1m", "do": "nothing"}}, {("when_stale.do", "value")}),
     ({"traffic": "all"}, {("traffic", "type")}),
     ({"traffic": True}, {("traffic", "type")}),
     ({"traffic": 1.01}, {("traffic", "value")}),
@@ -242,6 +260,8 @@ MEANING: list[tuple[dict[str, Any], Wrong]] = [
     ({"metrics": [CLICK, SPEND, CLICK]}, {("metrics[2].key", "duplicate")}),
     ({"tags": ["a", "b", "a", "a"]}, {("tags[2]", "duplicate"), ("tags[3]", "duplicate")}),
     ({"record": ["plan", "plan"]}, {("record[1]", "duplicate")}),
+    ({"record": ["plan", "targetingKey"]}, {("record[1]", "conflict")}),
+    ({"record": ["user_id"], "unit": {"attribute": "user_id"}}, {("record[0]", "conflict")}),
     # control
     (with_variants(CONTROL | {"control": False}, OTHER), {("variants", "value")}),
     (with_variants(CONTROL, OTHER | {"control": True}), {("variants[1].control", "conflict")}),
@@ -304,12 +324,21 @@ MEANING: list[tuple[dict[str, Any], Wrong]] = [
     ({"analysis": {"units": 100}}, {("analysis.units", "conflict")}),
 ]
 
+WHOLE_ASSIGNMENT: list[tuple[dict[str, Any], Wrong]] = [
+    ({"key": "$holdout"}, {("key", "value")}),
+    ({"key": "$other"}, {("key", "value")}),
+    ({"salt": "#holdout"}, {("salt", "value")}),
+    ({"salt": "#"}, {("salt", "value")}),
+    ({"layer": {"key": "l", "slots": [10, 10]}}, {("layer.slots", "value")}),
+    ({"layer": {"key": "l", "slots": [10, 9]}}, {("layer.slots", "value")}),
+    ({"targeting": {"is": [1, 1]}}, {("targeting.is", "unknown")}),
+    ({"targeting": False}, {("targeting", "value")}),
+    ({"targeting": "everybody"}, {("targeting", "type")}),
+    ({"when_stale": {"after": "29s", "do": "control"}}, {("when_stale.after", "value")}),
+    ({"when_stale": {"after": "31d", "do": "control"}}, {("when_stale.after", "value")}),
+]
+
 NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
-    ({"layer": {"key": "l", "slots": [0, 10]}}, {("layer", "unsupported")}),
-    ({"targeting": {"==": [1, 1]}}, {("targeting", "unsupported")}),
-    ({"targeting": False}, {("targeting", "unsupported")}),
-    ({"stickiness": "sticky"}, {("stickiness", "unsupported")}),
-    ({"when_stale": {"after": "10m", "do": "control"}}, {("when_stale", "unsupported")}),
     ({"metrics": [LATENCY]}, {("metrics[0].kind", "unsupported")}),
     ({"metrics": [CLICK, ERRORS]}, {("metrics[1].kind", "unsupported")}),
     ({"metrics": [ERRORS | {"covariate": "1d"}]}, {("metrics[0].kind", "unsupported")}),
@@ -339,19 +368,6 @@ NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
     ({"analysis": {"reading": "planned", "units": 9}}, {("analysis.reading", "unsupported")}),
     ({"analysis": {"reading": "bayesian"}}, {("analysis.reading", "unsupported")}),
     # and what is wrong inside is named too
-    (
-        {"layer": {"key": "L", "slots": [0]}},
-        {("layer", "unsupported"), ("layer.key", "value"), ("layer.slots", "value")},
-    ),
-    ({"layer": 5}, {("layer", "unsupported"), ("layer", "type")}),
-    (
-        {"when_stale": {"after": "soon"}},
-        {
-            ("when_stale", "unsupported"),
-            ("when_stale.after", "value"),
-            ("when_stale.do", "missing"),
-        },
-    ),
     (
         {"policy": {"kind": "ramp", "steps": []}},
         {("policy.kind", "unsupported"), ("policy.steps", "value")},
@@ -402,7 +418,8 @@ SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
             "variants": [CONTROL, OTHER | {"key": "a", "control": True, "weight": 0.4}],
             "metrics": [SPEND | {"margin": {"absolute": -1}}, {"kind": "mean", "key": "spend"}],
             "policy": THOMPSON | {"every": "fast", "floor": 0.9},
-            "layer": {"key": "l", "slots": [0, 1]},
+            "layer": {"key": "l", "slots": [1, 0]},
+            "guard": {"action": "pause"},
             "analysis": {"reading": "fixed"},
         },
         {
@@ -420,14 +437,17 @@ SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
             ("policy.every", "value"),
             ("policy.floor", "conflict"),
             ("policy.metric", "reference"),
-            ("layer", "unsupported"),
+            ("layer.slots", "value"),
+            ("guard.action", "unsupported"),
             ("analysis.units", "missing"),
         },
     ),
 ]
 
 
-@pytest.mark.parametrize(("change", "problems"), STRUCTURE + MEANING + NOT_BUILT + SEVERAL)
+@pytest.mark.parametrize(
+    ("change", "problems"), STRUCTURE + MEANING + WHOLE_ASSIGNMENT + NOT_BUILT + SEVERAL
+)
 def test_wrong_experiments(change: dict[str, Any], problems: Wrong) -> None:
     assert wrong(GOOD | change) == problems
 
@@ -446,7 +466,8 @@ def test_details_say_what_would_be_right() -> None:
         GOOD
         | with_metric(window="5 days", margin={"absolute": -0.01})
         | with_variants(CONTROL, OTHER | {"weight": 0.6})
-        | {"policy": THOMPSON | {"metric": "clicks", "floor": 0.6}, "stickiness": "sticky"}
+        | {"policy": THOMPSON | {"metric": "clicks", "floor": 0.6}, "guard": {"action": "alert"}}
+        | {"layer": {"key": "l", "slots": [9, 3]}, "salt": "#x"}
     )
     assert found["metrics[1].window"] == (
         "must be a whole number with its unit: 500ms, 2s, 10m, 6h, 7d"
@@ -455,7 +476,26 @@ def test_details_say_what_would_be_right() -> None:
     assert found["variants"] == "weights must sum to 1; they sum to 1.1"
     assert found["policy.metric"].endswith("there are click, spend")
     assert found["policy.floor"].startswith("must be at most 0.5: 2 variants")
-    assert found["stickiness"].startswith("sticky assignment (`sticky`): known, but not supported")
+    assert found["guard.action"].startswith("this action (`alert`): known, but not supported")
+    assert found["layer.slots"].endswith("such as [3, 9]")
+    assert found["salt"].startswith("must not begin with `#`")
+
+
+def test_the_key_of_the_holdout_leads_to_its_door() -> None:
+    assert "`PUT /v1/holdout`" in details(GOOD | {"key": "$holdout"})["key"]
+
+
+def test_our_own_definitions_have_the_key_and_the_salt_that_are_kept_for_them() -> None:
+    experiment, problems = examine_built_in(GOOD | {"key": "$holdout", "salt": "#holdout"})
+    assert problems == []
+    assert (experiment.key, experiment.salt_of(1), experiment.salt_of(2)) == (
+        "$holdout",
+        "#holdout",
+        "#holdout#2",
+    )
+    assert msgspec.json.decode(msgspec.json.encode(experiment), type=Experiment) == experiment
+    _, wrong_ones = examine_built_in(GOOD | {"key": "$other", "salt": "#holdout", "traffic": 0})
+    assert {problem.path for problem in wrong_ones} == {"key", "traffic"}
 
 
 def test_yaml_that_means_something_else_is_explained() -> None:
@@ -488,6 +528,9 @@ def test_every_unsupported_feature_is_covered_above() -> None:
         {"policy": THOMPSON, "salt": "s#1", "tags": ["a"], "record": ["b"], "traffic": 0.3},
         with_metric(margin={"relative": 0.05}, cap=500, aggregate="count"),
         {"analysis": {"reading": "fixed", "units": 10}},
+        {"layer": {"key": "l", "slots": [5, 10]}, "stickiness": "sticky"},
+        {"targeting": {"and": [{">": [{"var": "age"}, 17.0]}, {"!!": {"var": "vip"}}]}},
+        {"when_stale": {"after": "10m", "do": "control"}},
     ],
 )
 def test_a_definition_is_read_back_as_it_was_written(change: dict[str, Any]) -> None:
@@ -519,6 +562,14 @@ def test_a_patch_merges_objects_and_replaces_lists() -> None:
     assert after.variants == before.variants
 
 
+def test_targeting_is_replaced_as_a_whole() -> None:
+    before = parse_definition(GOOD | {"targeting": {"==": [{"var": "plan"}, "pro"]}})
+    another = {"in": [{"var": "country"}, ["DE", "AT"]]}
+    assert apply_patch(before, {"targeting": another}).targeting == another
+    assert apply_patch(before, {"targeting": None}).targeting is None
+    assert apply_patch(before, {"name": "N"}).targeting == before.targeting
+
+
 def test_null_in_a_patch_gives_a_field_its_default() -> None:
     before = parse_definition(GOOD | {"traffic": 0.5, "salt": "s", "unit": {"type": "session"}})
     after = apply_patch(before, {"traffic": None, "salt": None, "unit": {"type": None}})
@@ -542,11 +593,30 @@ def test_an_empty_patch_changes_nothing() -> None:
         ({"trafic": 1}, {("trafic", "unknown")}),
         ({"policy": {"kind": "thompson"}}, {("policy.metric", "missing")}),
         ({"targeting": {"a": float("nan")}}, {("targeting.a", "value")}),
-        ({"layer": {"key": "l"}}, {("layer", "unsupported"), ("layer.slots", "missing")}),
+        ({"layer": {"key": "l"}}, {("layer.slots", "missing")}),
+        ({"layer": {"key": "l", "slots": [5, 5]}}, {("layer.slots", "value")}),
+        ({"salt": "#holdout"}, {("salt", "value")}),
     ],
 )
 def test_wrong_patches(patch: object, problems: Wrong) -> None:
     assert patch_problems(patch) == problems
+
+
+def test_a_salt_that_was_allowed_once_stays_allowed_where_it_is() -> None:
+    old, _ = examine_built_in(GOOD | {"salt": "#7"})
+    assert apply_patch(old, {"name": "N"}).salt == "#7"
+    with pytest.raises(ProblemError):
+        apply_patch(old, {"salt": "#8"})
+
+
+def test_a_unit_that_could_be_recorded_once_stays_where_it_is() -> None:
+    """Routers leave it out; other changes go on."""
+    old = msgspec.structs.replace(parse_definition(GOOD), record=("plan", "targetingKey"))
+    assert apply_patch(old, {"name": "N"}).record == old.record
+    assert apply_patch(old, {"record": ["plan"]}).record == ("plan",)
+    for change in ({"record": ["targetingKey"]}, {"unit": {"attribute": "plan"}}):
+        with pytest.raises(ProblemError):
+            apply_patch(old, change)
 
 
 def test_a_very_deep_patch_is_refused() -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -325,7 +326,23 @@ async def test_written_does_not_wait_for_the_disk(tmp_path: Path) -> None:
         (active,) = segment_files(tmp_path)
         assert encode(outcome(1)) in active.read_bytes()
         await journal.rotate()
-        assert faults.syncs == 1
+    assert faults.syncs == 1
+
+
+async def test_no_write_waits_while_a_sealed_segment_is_synced(tmp_path: Path) -> None:
+    """The disk takes its time: until a later write is done."""
+    faults, may_end = Faults(), threading.Event()
+
+    def slowly(file: int) -> None:
+        assert may_end.wait(10)
+        os.fdatasync(file)
+
+    disk = Disk(write=faults.disk.write, sync=slowly)
+    async with opened(tmp_path, durability="written", disk=disk) as journal:
+        await journal.append([outcome(1)])
+        await journal.rotate()
+        await asyncio.wait_for(journal.append([outcome(2)]), 5)
+        may_end.set()
 
 
 async def test_synced_waits_for_the_disk(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ KEY, OTHER = UnitKey(bytes(32)), UnitKey(bytes(31) + b"\1")
 
 def exposure(unit: str, project: str = "shop", received_at: datetime = NOW) -> ExposureRecord:
     """A user meets a variant."""
-    name = uuid4()
+    name = uuid4().bytes
     return ExposureRecord(name, project, 1, 1, 1, "a", "user", unit, NOW, received_at)
 
 

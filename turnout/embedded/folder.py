@@ -37,6 +37,7 @@ KNOWN_ENTRIES = frozenset(
         "redis",
         "journal",
         "journals",
+        "snapshot",
         "logs",
         "lock",
         "run.json",

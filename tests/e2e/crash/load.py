@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 import aiohttp
 import msgspec
 
-from tests.e2e.crash.programs import PATIENCE
+from tests.e2e.crash.programs import PATIENCE, until
 
 EXPERIMENT: Final = "ranker"
 PATH: Final = f"/v1/experiments/{EXPERIMENT}"
@@ -97,6 +97,15 @@ class Ledger:
         before = self._variants.setdefault((exposure.unit, exposure.epoch), exposure.variant)
         if before != exposure.variant:
             self.wrong.append(f"{exposure} was {before} before")
+
+    async def grow(self, events: int, exposures: int = 0) -> None:
+        """Wait until so many more events, and exposures among them, are acknowledged."""
+        enough = len(self.acknowledged) + events, len(self.exposed) + exposures
+
+        async def grown() -> bool:
+            return len(self.acknowledged) >= enough[0] and len(self.exposed) >= enough[1]
+
+        await until(grown, f"{events} more events are acknowledged")
 
 
 class Answer(NamedTuple):

@@ -1,0 +1,1 @@
+"""The public OpenFeature clients for JavaScript, under Node."""
