@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint check-types lock clean bench-ingest
+.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
@@ -23,6 +23,24 @@ lint: $(VENV)/.installed-dev
 EVENTS ?= 20000000
 bench-ingest: $(VENV)/.installed
 	$(BIN)/python -m bench.ingest --events $(EVENTS)
+
+ROUNDS ?= 7
+SECONDS ?= 3
+PEERS := $(VENV)/peers
+BENCH_ROUTER = $(BIN)/python -m bench.router --peers $(PEERS)/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
+bench-router: $(VENV)/.installed $(PEERS)/.installed
+	$(BENCH_ROUTER)
+
+bench-assign: $(VENV)/.installed $(PEERS)/.installed
+	$(BENCH_ROUTER) --in-process
+
+bench-snapshot: $(VENV)/.installed
+	$(BIN)/python -m bench.snapshot
+
+$(PEERS)/.installed: bench/peers/requirements.lock
+	$(PYTHON) -m venv $(PEERS) || $(PYTHON) -m venv --without-pip $(PEERS)
+	$(PYTHON) -m pip --python $(PEERS)/bin/python install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
@@ -43,6 +61,7 @@ lock: | $(BIN)/python
 	$(PIP_INSTALL) uv
 	printf 'setuptools>=77\n' | $(UV_COMPILE) pyproject.toml - -o requirements.lock
 	$(UV_COMPILE) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+	$(UV_COMPILE) bench/peers/requirements.in -o bench/peers/requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
