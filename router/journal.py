@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 Durability: TypeAlias = Literal["synced", "written"]
 
 _MIB = 1024 * 1024
+_SYNC_SECONDS = 2.0
+"""After so long a sealed segment that is only `written` is synced, if Postgres lacks it still. Most
+are gone by then: to sync each would hold up the writes to the next, and keep nothing."""
 _ATTEMPTS = 5
 
 
@@ -145,7 +148,8 @@ class Journal:
         self._closing = False
         self._written = asyncio.Event()
         self._writer = Writer()
-        self._syncing: set[asyncio.Future[None]] = set()
+        self._timers: deque[asyncio.TimerHandle] = deque()
+        self._beside_writes: set[asyncio.Future[None]] = set()
 
     @classmethod
     async def open(
@@ -330,7 +334,7 @@ class Journal:
         Raises:
             OSError: if the file cannot be read.
         """
-        payloads, damaged = await asyncio.to_thread(read_segment, segment.path)
+        payloads, damaged = await read_segment(segment.path)
         self._damaged += damaged
         return payloads
 
@@ -360,13 +364,18 @@ class Journal:
         sealed = self._seal()
         try:
             await self._written.wait()
-            await asyncio.gather(*self._syncing)
+            if not self._files.synced:
+                for segment in self.sealed():
+                    self._do_beside(partial(self._sync, segment))
+            await asyncio.gather(*self._beside_writes)
             with contextlib.suppress(JournalWriteError):  # it is logged; who adopts it recovers
                 await sealed
             if clear:
                 with contextlib.suppress(OSError):  # an empty folder is cleared by the next look
                     await asyncio.to_thread(self._files.clear)
         finally:
+            for timer in self._timers:
+                timer.cancel()
             self._writer.stop()
             self._files.close()
 
@@ -410,8 +419,12 @@ class Journal:
         for segment in stored.sealed:
             self._sealed[segment.number] = segment
             self._sealed_bytes += segment.size
+            # What takes the disk's time is done beside the writes, and only if it has to be.
             if not self._files.synced:
-                self._sync_soon(segment)
+                loop = asyncio.get_running_loop()
+                self._timers.append(loop.call_later(_SYNC_SECONDS, self._sync_soon, segment))
+            elif not self._closing:
+                self._do_beside(self._files.make_ahead)
         self._active_bytes = stored.size
         self._active_begun_at = stored.begun_at
         if any(entry.data for entry in batch):
@@ -434,10 +447,17 @@ class Journal:
             self._written.set()
 
     def _sync_soon(self, segment: Segment) -> None:
-        """Have a segment on disk, in a thread that no write waits for."""
-        syncing = asyncio.get_running_loop().run_in_executor(None, self._sync, segment)
-        self._syncing.add(syncing)
-        syncing.add_done_callback(self._syncing.discard)
+        """Have a segment on disk that Postgres does not have yet."""
+        while self._timers and self._timers[0].when() <= asyncio.get_running_loop().time():
+            self._timers.popleft()
+        if segment.number in self._sealed:
+            self._do_beside(partial(self._sync, segment))
+
+    def _do_beside(self, work: Callable[[], None]) -> None:
+        """Do something in a thread that no write waits for."""
+        doing = asyncio.get_running_loop().run_in_executor(None, work)
+        self._beside_writes.add(doing)
+        doing.add_done_callback(self._beside_writes.discard)
 
     def _sync(self, segment: Segment) -> None:
         try:

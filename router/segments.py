@@ -24,10 +24,12 @@ first, the shipper takes from the other what is beyond the records that went in 
 The lock is on the folder itself and ends with its process, so who gets it knows that nobody writes.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +98,8 @@ class SegmentFolder:
         self._disk = disk
         self._sealed: list[Segment] = []
         self._unclean = False
+        self._spare: tuple[int, int] | None = None  # the number and the file of the next segment
+        self._swapping = threading.Lock()
         self._file = -1
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -224,10 +228,11 @@ class SegmentFolder:
 
     def close(self) -> None:
         """Give the folder free."""
-        for file in (self._file, self._lock):
+        for file in (self._file, self._lock, -1 if self._spare is None else self._spare[1]):
             if file >= 0:
                 os.close(file)
         self._file = self._lock = -1
+        self._spare = None
 
     def _take_lock(self) -> None:
         try:
@@ -260,8 +265,8 @@ class SegmentFolder:
         numbers = sorted(
             int(path.stem) for path in self._folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()
         )
-        # The last one may have been the active one, and be empty.
-        if numbers and not self._cut(numbers[-1]):
+        # The last that holds anything may have been the active one; empty ones were made ahead.
+        while numbers and not self._cut(numbers[-1]):
             numbers.pop()
         self._sealed = [self._segment(number) for number in numbers]
 
@@ -280,7 +285,19 @@ class SegmentFolder:
                 os.fsync(file.fileno())
         return end
 
-    def _begin(self, number: int) -> None:
+    def make_ahead(self) -> None:
+        """Make the file of the segment after the active one, so that no write waits until its name
+        is on disk. It may be called in another thread than the rest; if it comes too late, or
+        fails, the file is made when it is needed."""
+        number = self._number + 1
+        with contextlib.suppress(OSError):
+            file = self._make(number)
+            with self._swapping:
+                spare, self._spare = self._spare, (number, file)
+            if spare is not None:
+                os.close(spare[1])
+
+    def _make(self, number: int) -> int:
         file = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if self.synced:
@@ -288,6 +305,17 @@ class SegmentFolder:
         except OSError:
             os.close(file)
             raise
+        return file
+
+    def _begin(self, number: int) -> None:
+        with self._swapping:
+            spare, self._spare = self._spare, None
+        if spare is not None and spare[0] == number:
+            file = spare[1]
+        else:
+            if spare is not None:
+                os.close(spare[1])
+            file = self._make(number)
         if self._file >= 0:
             os.close(self._file)
         self._file, self._number, self.size, self.begun_at = file, number, 0, None
@@ -331,12 +359,28 @@ def _is_disposable(path: Path) -> bool:
     return path.name == _ID or path.suffix in {_DRAFT, _TORN}
 
 
-def read_segment(path: Path) -> tuple[list[bytes], int]:
+async def read_segment(path: Path) -> tuple[list[bytes], int]:
     """The payloads of a sealed segment, in order, and how many damaged ranges are new.
 
-    What is damaged is set aside in a file beside the segment, and reported, once.
+    What is damaged is set aside in a file beside the segment, and reported, once. The event loop
+    gets its turns; a thread would have it wait for the interpreter again and again, and is asked
+    only where there is damage.
     """
-    data = path.read_bytes()
+    data = await asyncio.to_thread(path.read_bytes)
+    steps = frames.intact(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            payloads: list[bytes] | None = end.value
+            break
+        await asyncio.sleep(0)
+    if payloads is not None:
+        return payloads, 0
+    return await asyncio.to_thread(_read_damaged, path, data)
+
+
+def _read_damaged(path: Path, data: bytes) -> tuple[list[bytes], int]:
     found = frames.scan(data)
     if found.end < len(data):  # it was whole when it was sealed
         found = frames.Scan(found.payloads, [*found.damaged, (found.end, len(data))], len(data))

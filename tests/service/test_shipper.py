@@ -469,11 +469,11 @@ async def test_what_is_sealed_is_shipped_though_the_disk_refuses_more(
     pool: asyncpg.Pool, journal: Journal, shipper: Shipper, tmp_path: Path
 ) -> None:
     await shipper.announce()
+    blocker = tmp_path / "journal" / f"{3:020d}.segment"
+    blocker.mkdir()
     await journal.append([outcome(1)])
     await journal.rotate()
     await journal.append([outcome(2)])
-    blocker = tmp_path / "journal" / f"{3:020d}.segment"
-    blocker.mkdir()
     with pytest.raises(JournalWriteError):
         await shipper.ship_once()
     assert await values(pool) == [1]

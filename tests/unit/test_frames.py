@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.frames import HEADER_SIZE, MAX_PAYLOAD, begun_at, frame, header, scan
+from router.frames import HEADER_SIZE, MAX_PAYLOAD, begun_at, frame, header, intact, scan
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 PAYLOADS = [b"first", b"\x00" * 40, b"third record", bytes(range(256)), b"last"]
@@ -81,3 +81,27 @@ def test_zeros_after_a_power_cut_are_no_records() -> None:
     data = file_of(PAYLOADS)
     found = scan(data + bytes(4096))
     assert (found.payloads, found.damaged, found.end) == (PAYLOADS, [], len(data))
+
+
+def taken(data: bytes) -> list[bytes] | None:
+    """What `intact` gives in the end."""
+    steps = intact(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            payloads: list[bytes] | None = end.value
+            return payloads
+
+
+def test_a_file_without_damage_is_read_as_it_is_and_another_is_not() -> None:
+    data = file_of(PAYLOADS * 200)
+    assert taken(data) == scan(data).payloads == PAYLOADS * 200
+    assert sum(1 for _ in intact(data)) == len(PAYLOADS) * 200 // 250
+    assert taken(header(AT)) == []
+    short = file_of(PAYLOADS)
+    for at in range(len(short)):
+        damaged = flipped(short, at, 1)
+        if scan(damaged) != scan(short):
+            assert taken(damaged) is None
+        assert taken(short[:at]) in (None, scan(short[:at]).payloads)

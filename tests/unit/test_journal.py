@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from uuid import UUID
 
 import pytest
 
+from router.frames import frame
 from router.journal import (
     DEFAULT_LIMITS,
     OS_DISK,
@@ -452,6 +454,30 @@ async def test_a_torn_tail_is_cut_off_at_every_byte(tmp_path: Path) -> None:
             assert (journal.torn, journal.damaged) == (int(lost < last), 0)
             (segment,) = journal.sealed()
             assert segment.path.stat().st_size == segment.size == len(data) - last
+
+
+async def test_a_torn_tail_before_a_file_made_ahead_is_cut_off(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "journal", tmp_path / "copy"
+    async with opened(folder) as journal:
+        await journal.append([outcome(1)])
+        await journal.rotate()
+        async with asyncio.timeout(10):
+            while len(segment_files(folder)) < 3:  # noqa: ASYNC110 - another thread makes it
+                await asyncio.sleep(0.001)
+        await journal.append([outcome(2), outcome(3)])
+        shutil.copytree(folder, copy)  # as a crash would leave it
+        await journal.rotate()
+        await journal.append([outcome(4)])  # in the file that was made ahead
+        await journal.rotate()
+        assert await contents(journal) == [1, 2, 3, 4]
+    sealed, active, ahead = segment_files(copy)
+    assert ahead.stat().st_size == 0
+    with active.open("ab") as file:
+        file.write(frame(encode(outcome(5)))[:-1])
+    async with adopted(copy) as left:
+        assert (left.torn, left.damaged) == (1, 0)
+        assert [segment.path for segment in left.sealed()] == [sealed, active]
+        assert await contents(left) == [1, 2, 3]
 
 
 async def test_a_first_write_that_was_torn_leaves_nothing(tmp_path: Path) -> None:
