@@ -18,7 +18,7 @@ from bench.peers.timing import Evaluate, serve
 def growthbook() -> Evaluate:
     """One instance whose attributes change; making one for every request is several times
     slower."""
-    from growthbook import GrowthBook  # type: ignore[import-not-found]  # noqa: PLC0415
+    from growthbook import GrowthBook
 
     rule = {
         "condition": {"country": {"$in": ["DE", "AT"]}},
@@ -40,10 +40,10 @@ def growthbook() -> Evaluate:
 
 def optimizely() -> Evaluate:
     """A rule of a flag, decided without an event."""
-    from optimizely.decision.optimizely_decide_option import (  # type: ignore[import-not-found]  # noqa: PLC0415
+    from optimizely.decision.optimizely_decide_option import (
         OptimizelyDecideOption,
     )
-    from optimizely.optimizely import (  # type: ignore[import-not-found]  # noqa: PLC0415
+    from optimizely.optimizely import (
         Optimizely,
     )
 
@@ -59,8 +59,8 @@ def optimizely() -> Evaluate:
 
 def flagd() -> Evaluate:
     """A flag with `fractional` behind a condition."""
-    from openfeature.contrib.tools.flagd.core import FlagdCore  # noqa: PLC0415
-    from openfeature.evaluation_context import EvaluationContext  # noqa: PLC0415
+    from openfeature.contrib.tools.flagd.core import FlagdCore
+    from openfeature.evaluation_context import EvaluationContext
 
     evaluator = FlagdCore()
     split = {"fractional": [["v6", 50], ["v7", 50]]}
