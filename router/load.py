@@ -61,8 +61,8 @@ class Load(msgspec.Struct, frozen=True):
 async def prepare(payloads: Sequence[bytes]) -> Load:
     """Decode a segment's records and make their rows; what has a flaw becomes a letter.
 
-    The event loop gets its turns. A thread would hold it up for longer: it keeps the interpreter
-    for 5 ms whenever it gets it.
+    The event loop gets its turns. A thread would hold it up for longer: whoever of the two
+    has the interpreter keeps it for a while, again and again.
     """
     exposures: list[Entry] = []
     outcomes: list[Entry] = []

@@ -199,7 +199,7 @@ class SegmentFolder:
             self._begin_next()
 
     def sync(self, segment: Segment) -> None:
-        """Have a sealed segment on disk, so that a power cut costs the active one at most.
+        """Have a sealed segment on disk: what it holds is then safe from a power cut, too.
 
         Raises:
             OSError: if that fails, or it has been removed.

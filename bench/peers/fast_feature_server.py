@@ -8,12 +8,12 @@ It checks no key and records nothing. Its log of requests is off, and it has uvl
 import sys
 
 import uvicorn
-from fast_feature.core import Flag  # type: ignore[import-not-found]  # in the peers' environment
-from fast_feature.ofrep import OfrepRouter  # type: ignore[import-not-found]  # the same
-from fast_feature.storage.inmemory import (  # type: ignore[import-not-found]  # the same
+from fast_feature.core import Flag
+from fast_feature.ofrep import OfrepRouter
+from fast_feature.storage.inmemory import (
     InMemoryFlagRepository,
 )
-from fastapi import FastAPI  # type: ignore[import-not-found]  # the same
+from fastapi import FastAPI
 
 
 def main(port: int) -> None:
