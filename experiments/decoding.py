@@ -95,8 +95,11 @@ def _read(hint: Any, data: Any, path: str) -> _Read:
     if bare is Any or (data is None and NoneType in options):
         return _Read(data, [])
     options = [option for option in options if option is not NoneType]
-    if all(_is_struct(option) for option in options):
-        return _read_object(options, data, path)
+    kinds = [option for option in options if _is_struct(option)]
+    if kinds and (len(kinds) == len(options) or isinstance(data, dict)):
+        return _read_object(kinds, data, path)
+    if kinds:
+        options = [option for option in options if option not in kinds]
     if options != [bare] and len(options) == 1:
         return _read(options[0], data, path)
     reader = {list: _read_list, tuple: _read_list, dict: _read_map}.get(_origin(bare), _read_scalar)

@@ -135,6 +135,13 @@ class ProportionMetric(_Metric, frozen=True, kw_only=True, tag="proportion"):
     event: EventName
 
 
+class QuantileCap(_Part, frozen=True):
+    """A cap at a quantile of the values of all variants together. It is resolved once, when enough
+    units have finished, and is a number from then on (DESIGN 7)."""
+
+    quantile: Probability
+
+
 class MeanMetric(_Metric, frozen=True, kw_only=True, tag="mean"):
     """The mean over units of a per-unit aggregate of `event`: the `sum`, the number (`count`), the
     `mean` or the `max` of its values in the window, or the `last` of them. A unit without outcomes
@@ -146,7 +153,7 @@ class MeanMetric(_Metric, frozen=True, kw_only=True, tag="mean"):
 
     event: EventName
     aggregate: Literal["sum", "count", "mean", "max", "last"] = "sum"
-    cap: Annotated[float, Meta(gt=0)] | None = None
+    cap: Annotated[float, Meta(gt=0)] | QuantileCap | None = None
     covariate: Duration | None = None
 
 
@@ -217,17 +224,37 @@ class Guard(_Part, frozen=True):
     action: Action = "rollback"
 
 
+class Prior(_Part, frozen=True):
+    """What the Bayesian reading believes beforehand: of a proportion that each arm's rate is
+    Beta(a, b); of any other metric that the lift is normal around 0 with the standard deviation
+    `lift_sd`, or flat where that is not set."""
+
+    a: Annotated[float, Meta(gt=0)] = 1.0
+    b: Annotated[float, Meta(gt=0)] = 1.0
+    lift_sd: Annotated[float, Meta(gt=0)] | None = None
+
+
 class AnalysisPlan(_Part, frozen=True):
     """What was decided before the data came in.
 
-    `reading` says which interval a conclusion may stand on: `continuous` may be read at any time;
-    `fixed` only once `units` have finished.
+    `reading` says which numbers a conclusion may stand on: those of `continuous` may be read at any
+    time; `fixed` looks once, when `units` have finished; `planned` at each share of `units` in
+    `looks`; `bayesian` states a posterior and bounds no error rate.
+
+    `effect` is the smallest effect worth having: what the power is claimed for, and what has to be
+    ruled out for a stop for futility. `caring` is the expected loss that the Bayesian reading no
+    longer cares about.
     """
 
     alpha: Probability = 0.05
     correction: Literal["holm", "none"] = "holm"
     reading: Reading = "continuous"
     units: Annotated[int, Meta(ge=2)] | None = None
+    looks: Annotated[tuple[Annotated[float, Meta(gt=0, le=1)], ...], Meta(max_length=20)] = ()
+    effect: Margin | None = None
+    power: Probability = 0.8
+    prior: Prior = Prior()
+    caring: Margin = Margin(relative=0.01)
 
 
 class WhenStale(_Part, frozen=True):

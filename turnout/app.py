@@ -15,8 +15,8 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
 from prometheus_client import CONTENT_TYPE_LATEST
 
-import analysis.api
-import analysis.erase_api
+import analysis.reports.api
+import analysis.upkeep.erase_api
 import experiments.api
 import experiments.holdout_api
 import experiments.keys_api
@@ -29,7 +29,7 @@ import router.events
 import router.local_api
 import router.ofrep
 import router.replay_api
-from analysis.api import AnalysisPlane
+from analysis.reports.api import AnalysisPlane
 from experiments.doors import (
     Gate,
     handle_http_exception,
@@ -62,8 +62,8 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *router.local_api.ROUTES,
     *router.replay_api.ROUTES,
     *router.ofrep.ROUTES,
-    *analysis.api.ROUTES,
-    *analysis.erase_api.ROUTES,
+    *analysis.reports.api.ROUTES,
+    *analysis.upkeep.erase_api.ROUTES,
 ]
 """Every door that asks for a key; each names the permission that it takes."""
 _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (

@@ -19,9 +19,9 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from analysis.controller import Controller
-from analysis.controller import Pace as ControllerPace
-from analysis.telemetry import AnalysisMetrics
+from analysis.control.controller import Controller
+from analysis.control.controller import Pace as ControllerPace
+from analysis.control.telemetry import AnalysisMetrics
 from experiments import store
 from experiments.keys import new_key
 from router.journal import Journal, JournalError, Limits

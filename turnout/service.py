@@ -14,7 +14,7 @@ from uuid import uuid4
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from analysis.api import AnalysisPlane
+from analysis.reports.api import AnalysisPlane
 from experiments.doors import Gate
 from experiments.limits import RateLimiter
 from experiments.writes import ControlPlane

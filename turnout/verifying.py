@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from analysis.verify import Verdict, VerifyError, verify
+from analysis.upkeep.verify import Verdict, VerifyError, verify
 from turnout.admin import database
 from turnout.backends import CannotRunError
 from turnout.settings import Settings

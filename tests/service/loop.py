@@ -12,10 +12,10 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from analysis.controller import Controller, Pace
-from analysis.facts import read_facts
-from analysis.report import Report, make_report
-from analysis.telemetry import AnalysisMetrics
+from analysis.control.controller import Controller, Pace
+from analysis.control.telemetry import AnalysisMetrics
+from analysis.reports.facts import read_facts
+from analysis.reports.report import Report, make_report
 from experiments import lifecycle, store
 from experiments.allocation import propensities
 from experiments.definition import parse_definition

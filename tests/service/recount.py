@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 from asyncpg import Record as Row
 
-from analysis.epoch_sums import Population, of_epoch
-from analysis.moments import Moments
-from analysis.totals import read_total
+from analysis.folding.totals import read_total
+from analysis.inference.epoch_sums import Population, of_epoch
+from analysis.inference.moments import Moments
 from experiments.model import Experiment
 from experiments.store import Connection
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from analysis.bandit import Reallocation, propose
-from analysis.exact import quotient
+from analysis.inference.bandit import Reallocation, propose
+from analysis.inference.exact import quotient
 from experiments.allocation import propensities
 from experiments.records import Decision
 from tests.service.loop import Respond, Service, Visitors, definition, mean, metric, rates

@@ -5,8 +5,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from analysis.cells import ALL, CLOSED
-from analysis.metrics import block_of
+from analysis.folding.cells import ALL, CLOSED
+from analysis.folding.metrics import block_of
 from tests.service.loop import LATENESS, Service, after, definition, mean, metric
 from tests.service.recount import check
 

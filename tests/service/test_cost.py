@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from analysis.decide import decide
-from analysis.facts import read_facts
-from analysis.fold import fold
+from analysis.control.decide import decide
+from analysis.folding.fold import fold
+from analysis.reports.facts import read_facts
 from experiments import lifecycle, store
 from router.records import Record
 from tests.service.loop import LATENESS, SHOP, Service, definition, metric

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import analysis.backfill
-from analysis.backfill import backfill
-from analysis.erase import Erased, Order, erase
-from analysis.intake import take_in
-from analysis.retention import Retention
-from analysis.verify import verify
+import analysis.folding.backfill
+from analysis.control.intake import take_in
+from analysis.folding.backfill import backfill
+from analysis.upkeep.erase import Erased, Order, erase
+from analysis.upkeep.retention import Retention
+from analysis.upkeep.verify import verify
 from experiments.projects import unit_key
 from experiments.records import ExperimentRecord
 from router.journal import Journal
@@ -235,7 +235,7 @@ async def test_a_unit_leaves_while_a_metric_is_filled_in(
     service: Service, shop: ExperimentRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await live(service, shop)
-    monkeypatch.setattr(analysis.backfill, "STEP", 3)
+    monkeypatch.setattr(analysis.folding.backfill, "STEP", 3)
     joined = mean("buys", event="buy", aggregate="count", window="30s")
     await service.amend("x", {"metrics": [joined]})
     async with service.pool.acquire() as connection, connection.transaction():

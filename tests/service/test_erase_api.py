@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from analysis.position import hold_moments
+from analysis.folding.position import hold_moments
 from tests.running import Turnout, eventually, problem
 
 ERASE = "/v1/units/erase"

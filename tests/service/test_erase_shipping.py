@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from analysis.erase import Erased, Order, erase
+from analysis.upkeep.erase import Erased, Order, erase
 from experiments import store
 from experiments.projects import set_units, unit_key
 from experiments.units import SHIPPING_LOCK, UnitKey

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.fold import BATCH_RECORDS, BATCH_SEGMENTS, fold
+from analysis.folding.fold import BATCH_RECORDS, BATCH_SEGMENTS, fold
 from experiments.records import ExperimentRecord
 from router.records import Record
 from tests.service.loop import START, Service, after, definition, mean, metric

@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from analysis.backfill import backfill
-from analysis.fold import fold
-from analysis.intake import take_in
-from analysis.metrics import Part, RunMetric, add_metric, run_metric
-from analysis.retention import Retention
-from analysis.verify import verify
+from analysis.control.intake import take_in
+from analysis.folding.backfill import backfill
+from analysis.folding.fold import fold
+from analysis.folding.metrics import Part, RunMetric, add_metric, run_metric
+from analysis.upkeep.retention import Retention
+from analysis.upkeep.verify import verify
 from experiments import lifecycle
 from experiments.lifecycle import Change
 from experiments.model import QuantileMetric
@@ -44,18 +44,18 @@ EVENTS = ("click", "buy", "look")
 KEYS = ("users", "sessions")
 VALUES = (None, 0.0, -0.0, 1.0, 1.0, 2.5, -3.25, 250.0, 1e6, 1e12, -1e12, 1e30)
 BROKEN = (
-    "analysis.enrol.count_arms",
-    "analysis.values.keep_cells",
-    "analysis.fold.keep_totals",
-    "analysis.totals.read_total",
+    "analysis.folding.enrol.count_arms",
+    "analysis.folding.values.keep_cells",
+    "analysis.folding.fold.keep_totals",
+    "analysis.folding.totals.read_total",
 )
 """What fails in a fold that is aborted."""
 KEPT = timedelta(days=1)
 BROKEN_DROP = (
-    "analysis.retention.open_with",
-    "analysis.retention.meet",
-    "analysis.values.States.keep",
-    "analysis.retention._drop",
+    "analysis.upkeep.retention.open_with",
+    "analysis.upkeep.retention.meet",
+    "analysis.folding.values.States.keep",
+    "analysis.upkeep.retention._drop",
 )
 """What fails while raw events are dropped."""
 
@@ -395,8 +395,8 @@ class Life(RuleBasedStateMachine):
 @pytest.fixture
 def life(servers: LiveServers, template: str, monkeypatch: pytest.MonkeyPatch) -> type[Life]:
     """The machine, on these servers."""
-    monkeypatch.setattr("analysis.backfill.STEP", 4)
-    monkeypatch.setattr("analysis.retention.ROWS", 3)
+    monkeypatch.setattr("analysis.folding.backfill.STEP", 4)
+    monkeypatch.setattr("analysis.upkeep.retention.ROWS", 3)
     monkeypatch.setattr(Life, "servers", servers, raising=False)
     monkeypatch.setattr(Life, "template", template, raising=False)
     return Life

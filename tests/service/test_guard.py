@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from analysis import guard
-from analysis.evidence import BURN_IN_UNITS, GuardRule, GuardState, alarms
+from analysis.control import guard
+from analysis.inference.evidence import BURN_IN_UNITS, GuardRule, GuardState, alarms
 from experiments.allocation import counts
 from experiments.records import Decision
 from tests.service.loop import (

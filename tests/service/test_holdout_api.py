@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from analysis.erase import Order, erase
+from analysis.upkeep.erase import Order, erase
 from experiments import holdout, layers, lifecycle, overrides, store
 from experiments.allocation import runs_of
 from experiments.problems import ProblemError

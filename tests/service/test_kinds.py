@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.estimate import Comparison
-from analysis.markdown import render
-from analysis.report import MetricReport, Report
+from analysis.inference.estimate import Comparison
+from analysis.reports.markdown import render
+from analysis.reports.report import MetricReport, Report
 from experiments import lifecycle
 from router.records import Record
 from tests.service.loop import SHOP, Service, definition, mean, metric

@@ -19,7 +19,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
-from analysis.api import AnalysisPlane
+from analysis.reports.api import AnalysisPlane
 from experiments.definition import parse_definition
 from experiments.doors import Gate
 from experiments.keys import ApiKey, Role, new_key

@@ -6,7 +6,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from analysis.lease import Lease, LostLeaseError
+from analysis.control.lease import Lease, LostLeaseError
 from experiments import store
 from tests.service.loop import Service, Visitors, definition, metric, rates
 

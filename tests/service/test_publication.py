@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from analysis.erase import Order, erase
+from analysis.upkeep.erase import Order, erase
 from experiments import holdout, lifecycle, overrides, store
 from experiments.projects import unit_key
 from experiments.records import Live, Publication

@@ -11,9 +11,9 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from analysis.estimate import Comparison
-from analysis.markdown import render
-from analysis.report import Report
+from analysis.inference.estimate import Comparison
+from analysis.reports.markdown import render
+from analysis.reports.report import Report
 from experiments import lifecycle
 from router.records import Record
 from tests.service.loop import Service, Visitors, definition, mean, metric, rates

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from analysis.retention import Retention
-from analysis.verify import Verdict, verify
+from analysis.upkeep.retention import Retention
+from analysis.upkeep.verify import Verdict, verify
 from experiments.records import ExperimentRecord
 from tests.service.loop import START, Service, after, definition, mean, metric
 
@@ -184,16 +184,16 @@ async def test_a_metric_that_joins_counts_the_units_whose_events_are_all_there(
 @pytest.mark.parametrize(
     "broken",
     [
-        "analysis.retention.open_with",
-        "analysis.values.States.keep",
-        "analysis.retention.meet",
-        "analysis.retention._drop",
+        "analysis.upkeep.retention.open_with",
+        "analysis.folding.values.States.keep",
+        "analysis.upkeep.retention.meet",
+        "analysis.upkeep.retention._drop",
     ],
 )
 async def test_dropping_that_fails_in_the_middle_loses_and_doubles_nothing(
     keeping: Service, shop: ExperimentRecord, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.retention.ROWS", 2)
+    monkeypatch.setattr("analysis.upkeep.retention.ROWS", 2)
     before = await spent(keeping)
     keeping.clock.advance(10 * DAY)
     retention = Retention(KEPT)

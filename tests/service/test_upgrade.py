@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 from redis.asyncio import Redis
 
-from analysis.metrics import run_metric
+from analysis.folding.metrics import run_metric
 from experiments import store
 from experiments.allocation import initial
 from experiments.definition import parse_definition

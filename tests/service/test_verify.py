@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from analysis.backfill import backfill
-from analysis.intake import take_in
-from analysis.metrics import add_metric, run_metric
-from analysis.verify import MOST_NAMED, Verdict, VerifyError, verify
+from analysis.control.intake import take_in
+from analysis.folding.backfill import backfill
+from analysis.folding.metrics import add_metric, run_metric
+from analysis.upkeep.verify import MOST_NAMED, Verdict, VerifyError, verify
 from experiments.model import Metric, QuantileMetric
 from experiments.records import ExperimentRecord
 from router.records import Record
@@ -263,7 +263,7 @@ async def test_events_that_are_not_folded_yet_are_left_out(
 async def test_of_a_metric_that_is_filled_in_the_covered_units_are_compared(
     service: Service, rich: ExperimentRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.backfill.STEP", 10)
+    monkeypatch.setattr("analysis.folding.backfill.STEP", 10)
     joined = mean("looks", event="buy", aggregate="count", window="3s")
     await service.amend("x", {"metrics": [joined]})
     async with service.pool.acquire() as connection, connection.transaction():

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from analysis.epoch_sums import EpochSums, Population, of_epoch
-from analysis.estimate import Comparison, compare
-from analysis.kinds import Kind
-from analysis.moments import Moments
+from analysis.inference.epoch_sums import EpochSums, Population, of_epoch
+from analysis.inference.estimate import Comparison, compare
+from analysis.inference.kinds import Kind
+from analysis.inference.moments import Moments
 
 
 def proportion(n: int, converted: int) -> Moments:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.aggregates import WIDTH, Aggregate, absorb, score, scores, width
+from analysis.folding.aggregates import WIDTH, Aggregate, absorb, score, scores, width
 
 UNITS = 4
 AGGREGATES = tuple(WIDTH)

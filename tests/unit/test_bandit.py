@@ -4,8 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis.bandit import Inputs, Reallocation, propose
-from analysis.epoch_sums import EpochSums, Population, of_epoch
+from analysis.inference.bandit import Inputs, Reallocation, propose
+from analysis.inference.epoch_sums import EpochSums, Population, of_epoch
 from tests.unit.samples import proportion
 
 VARIANTS = ["dddd", "ccc", "bb", "a"]

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.epoch_sums import PRIOR_UNITS, EpochSums, Population, of_epoch
-from analysis.estimate import cautious_std_error, compare
-from analysis.kinds import Kind
-from analysis.moments import EMPTY, Moments
-from analysis.thompson import posterior
-from analysis.variance import CAUTIOUS_UNITS, weighted_mean_variance
+from analysis.inference.epoch_sums import PRIOR_UNITS, EpochSums, Population, of_epoch
+from analysis.inference.estimate import cautious_std_error, compare
+from analysis.inference.kinds import Kind
+from analysis.inference.moments import EMPTY, Moments
+from analysis.inference.thompson import posterior
+from analysis.inference.variance import CAUTIOUS_UNITS, weighted_mean_variance
 from tests.unit.samples import compared, contrast, population, proportion, terms
 
 KAPPA, CAUTIOUS = Fraction(PRIOR_UNITS), Fraction(CAUTIOUS_UNITS)

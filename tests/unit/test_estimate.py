@@ -14,10 +14,10 @@ from statsmodels.stats.proportion import (
 )
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from analysis.epoch_sums import PRIOR_UNITS
-from analysis.estimate import Comparison, fieller
-from analysis.moments import EMPTY, Moments
-from analysis.variance import ArmVariance, weighted_mean_variance
+from analysis.inference.epoch_sums import PRIOR_UNITS
+from analysis.inference.estimate import Comparison, fieller
+from analysis.inference.moments import EMPTY, Moments
+from analysis.inference.variance import ArmVariance, weighted_mean_variance
 from tests.unit.samples import compared, contrast, proportion
 
 NUMBERS = [

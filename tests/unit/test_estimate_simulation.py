@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr
 
-from analysis.moments import Moments
+from analysis.inference.moments import Moments
 from tests.unit.samples import at_most, compared, proportion
 
 Counts = NDArray[np.int64]

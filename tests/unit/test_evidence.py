@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.evidence import (
+from analysis.inference.evidence import (
     BURN_IN_UNITS,
     BlockCell,
     GuardRule,
@@ -20,8 +20,8 @@ from analysis.evidence import (
     start,
     step,
 )
-from analysis.kinds import Goal
-from analysis.moments import EMPTY, Moments, merge
+from analysis.inference.kinds import Goal
+from analysis.inference.moments import EMPTY, Moments, merge
 from tests.unit.samples import proportion
 
 PROPORTION = GuardRule(kind="proportion", goal="decrease", margin=0.01, alpha_share=0.01)

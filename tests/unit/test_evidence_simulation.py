@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr
 
-from analysis.evidence import BlockCell, GuardRule, GuardState, alarms, log_evidence, start, step
-from analysis.kinds import Goal
-from analysis.moments import Moments
+from analysis.inference.evidence import (
+    BlockCell,
+    GuardRule,
+    GuardState,
+    alarms,
+    log_evidence,
+    start,
+    step,
+)
+from analysis.inference.kinds import Goal
+from analysis.inference.moments import Moments
 from tests.unit.samples import at_most, proportion
 
 Floats = NDArray[np.float64]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.exact import Additive, exact, product, quotient
+from analysis.inference.exact import Additive, exact, product, quotient
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
 """All of them, from 5e-324 to 1.8e308."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.histogram import ACCURACY, bucket, edges
+from analysis.inference.bins import ACCURACY, bucket, edges
 
 sizes = st.floats(1e-30, 1e30)
 

@@ -12,13 +12,13 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.epoch_sums import PRIOR_UNITS, EpochSums
-from analysis.estimate import Comparison, cautious_std_error, compare, fieller
-from analysis.kinds import Kind
-from analysis.linear import quadratic
-from analysis.moments import Moments, empty, of_rows
-from analysis.sequence import always_valid
-from analysis.variance import CAUTIOUS_UNITS
+from analysis.inference.epoch_sums import PRIOR_UNITS, EpochSums
+from analysis.inference.estimate import Comparison, cautious_std_error, compare, fieller
+from analysis.inference.kinds import Kind
+from analysis.inference.linear import quadratic
+from analysis.inference.moments import Moments, empty, of_rows
+from analysis.inference.sequence import always_valid
+from analysis.inference.variance import CAUTIOUS_UNITS
 from tests.unit.samples import at_most, compared, contrast, population, terms
 
 Rows = NDArray[np.float64]

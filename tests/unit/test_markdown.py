@@ -1,6 +1,6 @@
 """What the Markdown of a report says, and why something is missing."""
 
-from analysis.markdown import render
+from analysis.reports.markdown import render
 from tests.unit.samples import proportion
 from tests.unit.test_report import BETTER, CONTROL, SAME, report
 

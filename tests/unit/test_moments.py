@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.moments import (
+from analysis.inference.moments import (
     EMPTY,
     Moments,
     conversions,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from analysis.multiplicity import holm
+from analysis.inference.multiplicity import holm
 
 
 def test_the_three_campaigns() -> None:

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.histogram import ACCURACY, bucket, edges
-from analysis.quantile import (
+from analysis.inference.bins import ACCURACY, bucket, edges
+from analysis.inference.quantile import (
     Bin,
     Histogram,
     cautious_quantile_error,
     compare_quantiles,
     quantile,
 )
-from analysis.sequence import always_valid
-from analysis.variance import CAUTIOUS_UNITS
+from analysis.inference.sequence import always_valid
+from analysis.inference.variance import CAUTIOUS_UNITS
 from tests.unit.samples import at_most
 
 Values = NDArray[np.float64]

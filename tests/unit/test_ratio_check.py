@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import ratio_check
-from analysis.ratio_check import RatioCheck, UnitSums, of_units
+from analysis.inference import ratio_check
+from analysis.inference.ratio_check import RatioCheck, UnitSums, of_units
 from tests.unit.samples import at_most
 
 Epoch = tuple[Mapping[str, int], Mapping[str, float]]

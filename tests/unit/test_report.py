@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from analysis.epoch_sums import Population
-from analysis.moments import EMPTY, Moments, merge
-from analysis.multiplicity import holm
-from analysis.ratio_check import UnitSums, of_units
-from analysis.report import Facts, MetricFacts, Report, make_report
-from analysis.sequence import MIN_UNITS_PER_ARM
+from analysis.inference.epoch_sums import Population
+from analysis.inference.moments import EMPTY, Moments, merge
+from analysis.inference.multiplicity import holm
+from analysis.inference.ratio_check import UnitSums, of_units
+from analysis.inference.sequence import MIN_UNITS_PER_ARM
+from analysis.reports.report import Facts, MetricFacts, Report, make_report
 from experiments.definition import parse_definition
 from experiments.model import State
 from tests.unit.samples import population, proportion

@@ -15,22 +15,14 @@ MAY_IMPORT = {
     "migrations": {"migrations"},
     "bench": {"bench", "turnout", "analysis", "router", "experiments", "migrations"},
 }
-STATISTICS = (
-    "bandit",
-    "epoch_sums",
-    "estimate",
-    "evidence",
-    "exact",
-    "linear",
-    "moments",
-    "multiplicity",
-    "quantile",
-    "ratio_check",
-    "sequence",
-    "thompson",
-    "variance",
-)
-"""The modules of `analysis` that are pure functions of moments."""
+ROOMS_OF_ANALYSIS = {
+    "inference": {"inference"},
+    "folding": {"folding", "inference"},
+    "upkeep": {"upkeep", "folding", "inference"},
+    "control": {"control", "upkeep", "folding", "inference"},
+    "reports": {"reports", "control", "folding", "inference"},
+}
+"""Within `analysis`: which of its rooms imports which."""
 IMPURE = {"asyncio", "asyncpg", "random", "time", "os", "socket", "redis"}
 
 
@@ -65,9 +57,17 @@ def test_only_the_process_reads_the_environment() -> None:
             assert "getenv" not in text, f"{file} reads the environment"
 
 
-@pytest.mark.parametrize("module", STATISTICS)
-def test_statistics_have_no_input_output_no_clock_and_no_global_random_state(module: str) -> None:
-    file = ROOT / "analysis" / f"{module}.py"
+@pytest.mark.parametrize("room", sorted(ROOMS_OF_ANALYSIS))
+def test_a_room_of_analysis_imports_only_those_below_it(room: str) -> None:
+    for file in sorted((ROOT / "analysis" / room).rglob("*.py")):
+        rooms = {name.split(".")[1] for name in imported(file) if name.startswith("analysis.")}
+        assert rooms <= ROOMS_OF_ANALYSIS[room], f"{file} imports {rooms - ROOMS_OF_ANALYSIS[room]}"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "analysis" / "inference").rglob("*.py")), ids=lambda file: file.stem
+)
+def test_statistics_have_no_input_output_no_clock_and_no_global_random_state(file: Path) -> None:
     names = {name.split(".", maxsplit=1)[0] for name in imported(file)}
     assert not names & IMPURE
     text = file.read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.estimate import cautious_std_error, compare
-from analysis.sequence import always_valid
+from analysis.inference.estimate import cautious_std_error, compare
+from analysis.inference.sequence import always_valid
 from tests.unit.samples import at_most, contrast, proportion
 
 

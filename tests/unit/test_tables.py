@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.moments import Moments, merge, of_rows
-from analysis.tables import (
+from analysis.folding.tables import (
     Table,
     empty_table,
     grouped,
@@ -16,6 +15,7 @@ from analysis.tables import (
     remove_tables,
     worn,
 )
+from analysis.inference.moments import Moments, merge, of_rows
 
 Rows = Sequence[tuple[float, float, float]]
 numbers = st.floats(-1e6, 1e6)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.tails import (
+from analysis.inference.tails import (
     _log_t_tail,
     critical_value,
     log_p_two_sided,

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import betaln
 
-from analysis.epoch_sums import EpochSums, Population, of_epoch
-from analysis.kinds import Goal, Kind
-from analysis.moments import EMPTY, Moments
-from analysis.thompson import ArmPosterior, next_weights, posterior, probability_best
+from analysis.inference.epoch_sums import EpochSums, Population, of_epoch
+from analysis.inference.kinds import Goal, Kind
+from analysis.inference.moments import EMPTY, Moments
+from analysis.inference.thompson import ArmPosterior, next_weights, posterior, probability_best
 from tests.unit.samples import proportion
 
 DRAWS = 1_000_000

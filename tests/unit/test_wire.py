@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.wire import Layout, decode, encode
+from analysis.folding.wire import Layout, decode, encode
 
 LAYOUT = Layout({"a": "int4", "b": "int8", "c": "float8", "d": "time", "e": "bool", "f": 3})
 

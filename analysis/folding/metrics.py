@@ -1,0 +1,253 @@
+"""Metrics of a run, as folding reads them, and what the guard watches of them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from analysis.folding.aggregates import Aggregate
+from analysis.inference.kinds import Kind
+from experiments.model import (
+    MeanMetric,
+    Metric,
+    ProportionMetric,
+    QuantileCap,
+    QuantileMetric,
+    RatioMetric,
+    parse_duration,
+)
+from experiments.store import Connection
+
+MIN_BLOCK_SECONDS: Final = 1
+MAX_BLOCK_SECONDS: Final = 300
+MOST_AHEAD: Final = timedelta(minutes=5)
+"""How far an outcome's time may be ahead of its receipt (DESIGN 6)."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """An aggregate of one event, from `begins` to `ends` after a unit's enrolment."""
+
+    event: str
+    aggregate: Aggregate
+    cap: float | None
+    begins: timedelta
+    ends: timedelta
+
+
+class RunMetric(msgspec.Struct, frozen=True):
+    """What a metric makes of a unit. `version` changes with whatever makes its value another."""
+
+    key: str
+    version: str
+    kind: Kind
+    window: timedelta
+    block_seconds: int
+    parts: tuple[Part, ...]
+
+    def last_closed(self, watermark: datetime, lateness: timedelta) -> int:
+        """The last block whose units have finished: its end, the window and the lateness allowed
+        lie below the watermark."""
+        return self.block_before(watermark - self.window - lateness)
+
+    def block_before(self, at: datetime) -> int:
+        """The last block that was over at a time."""
+        return block_of(at, self.block_seconds) - self.block_seconds
+
+
+class StoredMetric(msgspec.Struct, frozen=True):
+    """A metric of a run, and how far its values have come.
+
+    `closed_through` is the last enrolment block that is closed. Units with an ordinal below
+    `covered` have their values; None means all. Of units enrolled before `since` not all raw events
+    were there any more when the metric came, so it does not count them; None means that it counts
+    all.
+    """
+
+    id: int
+    experiment: int
+    run: int
+    made: RunMetric
+    closed_through: int
+    covered: int | None
+    since: datetime | None
+
+
+_METRICS = """
+    select m.id, m.experiment, m.run, m.key, m.version, m.kind, m.window_length, m.block_seconds,
+           m.closed_through, m.covered, m.since
+    from run_metric m
+    where m.id = any($3)
+       or (m.experiment, m.run) in (select * from unnest($1::bigint[], $2::int[]))
+    order by m.id
+"""
+_PARTS = """
+    select metric, event, aggregate, cap, begins, ends from metric_part where metric = any($1)
+    order by metric, part
+"""
+# Of a unit that was enrolled earlier some outcomes may have been dropped. What lies before its
+# enrolment may be cut short, too, but that costs a covariate some of its use, and truth nothing.
+_SINCE = """
+    select kept_from + $2::interval from fold_position
+    where kept_from > '-infinity' and kept_from + $2::interval > $1
+"""
+_ADD_METRIC = """
+    insert into run_metric (experiment, run, key, version, kind, window_length, block_seconds,
+                            closed_through, covered, since)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    on conflict (experiment, run, key, version) do nothing
+    returning id
+"""
+_ADD_PART = """
+    insert into metric_part (metric, part, experiment, run, event, aggregate, cap, begins, ends)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
+
+def block_of(at: datetime, block_seconds: int) -> int:
+    """The enrolment block of a time: the Unix time at which the block begins."""
+    return int(at.timestamp() // block_seconds) * block_seconds
+
+
+def run_metric(metric: Metric) -> RunMetric:
+    """A metric of a definition in the form that folding reads."""
+    window = parse_duration(metric.window)
+    kind, outcome = _outcome(metric, window)
+    parts = (*outcome, *_covariates(metric, outcome))
+    first, *others = parts
+    made_of = (
+        *(kind, first.event, first.aggregate, first.cap, window.total_seconds()),
+        *(
+            (p.event, p.aggregate, p.cap, p.begins.total_seconds(), p.ends.total_seconds())
+            for p in others
+        ),
+    )
+    return RunMetric(
+        key=metric.key,
+        version=hashlib.blake2b(msgspec.json.encode(made_of), digest_size=4).hexdigest(),
+        kind=kind,
+        window=window,
+        block_seconds=block_seconds(window),
+        parts=parts,
+    )
+
+
+def _outcome(metric: Metric, window: timedelta) -> tuple[Kind, tuple[Part, ...]]:
+    """What comes of a unit within its window: one number, or two of a ratio."""
+
+    def part(event: str, aggregate: Aggregate, cap: float | None = None) -> Part:
+        return Part(event, aggregate, cap, timedelta(0), window)
+
+    match metric:
+        case ProportionMetric():
+            return "proportion", (part(metric.event, "any"),)
+        case MeanMetric():
+            cap = None if isinstance(metric.cap, QuantileCap) else metric.cap
+            return "mean", (part(metric.event, metric.aggregate, cap),)
+        case RatioMetric():
+            return "ratio", (part(metric.numerator, "total"), part(metric.denominator, "total"))
+        case QuantileMetric():
+            return "quantile", (part(metric.event, "mean"),)
+
+
+def _covariates(metric: Metric, outcome: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The same of the time before enrolment, which no variant can have had a hand in."""
+    covariate = metric.covariate if isinstance(metric, MeanMetric | RatioMetric) else None
+    if covariate is None:
+        return ()
+    before = {"begins": -parse_duration(covariate), "ends": timedelta(0)}
+    return tuple(msgspec.structs.replace(part, **before) for part in outcome)
+
+
+def block_seconds(window: timedelta) -> int:
+    """How long an enrolment block is: a tenth of the window, a second to five minutes.
+
+    Short blocks let a short window close soon; long ones keep the cells of a long window few.
+    """
+    tenth = int(window.total_seconds() // 10)
+    return max(MIN_BLOCK_SECONDS, min(MAX_BLOCK_SECONDS, tenth))
+
+
+async def add_metric(
+    connection: Connection,
+    experiment: int,
+    run: int,
+    metric: RunMetric,
+    started_at: datetime,
+    covered: int | None,
+) -> None:
+    """Make a metric one of a run's, if it is not yet.
+
+    If raw events of the run were dropped by then, it counts only those units that were enrolled
+    later.
+
+    Args:
+        covered: 0 where there are units whose values are still to be filled in, None otherwise.
+    """
+    closed_through = metric.block_before(started_at)
+    added = await connection.fetchval(
+        _ADD_METRIC,
+        experiment,
+        run,
+        metric.key,
+        metric.version,
+        metric.kind,
+        metric.window,
+        metric.block_seconds,
+        closed_through,
+        covered,
+        await connection.fetchval(_SINCE, started_at, MOST_AHEAD),
+    )
+    if added is not None:
+        await connection.executemany(
+            _ADD_PART,
+            [
+                (
+                    added,
+                    place,
+                    experiment,
+                    run,
+                    part.event,
+                    part.aggregate,
+                    part.cap,
+                    part.begins,
+                    part.ends,
+                )
+                for place, part in enumerate(metric.parts)
+            ],
+        )
+
+
+async def read_metrics(
+    connection: Connection, runs: Iterable[tuple[int, int]], ids: Sequence[int]
+) -> list[StoredMetric]:
+    """The metrics of these runs (experiment, number), and those with these ids, in the order of
+    their ids."""
+    wanted = sorted(runs)
+    rows = await connection.fetch(
+        _METRICS, [experiment for experiment, _ in wanted], [run for _, run in wanted], ids
+    )
+    parts: dict[int, list[Part]] = {row["id"]: [] for row in rows}
+    for row in await connection.fetch(_PARTS, list(parts)):
+        values: dict[str, Any] = {name: row[name] for name in Part.__struct_fields__}
+        parts[row["metric"]].append(Part(**values))
+    return [
+        StoredMetric(
+            id=row["id"],
+            experiment=row["experiment"],
+            run=row["run"],
+            made=RunMetric(
+                key=row["key"],
+                version=row["version"],
+                kind=row["kind"],
+                window=row["window_length"],
+                block_seconds=row["block_seconds"],
+                parts=tuple(parts[row["id"]]),
+            ),
+            closed_through=row["closed_through"],
+            covered=row["covered"],
+            since=row["since"],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,123 @@
+"""Reads what a report is made from: sums, counts and the ledger; never events, nor epochs."""
+
+import math
+from collections import defaultdict
+
+import msgspec
+
+from analysis.control.guard import read_ledger
+from analysis.folding.cells import ALL, CLOSED
+from analysis.folding.enrol import read_unit_sums
+from analysis.folding.metrics import run_metric
+from analysis.inference.bins import edges
+from analysis.inference.epoch_sums import Population
+from analysis.inference.evidence import alarms, is_exact
+from analysis.inference.quantile import Bin
+from analysis.reports.report import Facts, GuardView, MetricFacts
+from experiments import store
+from experiments.records import ExperimentRecord
+from experiments.store import Connection
+
+_RUN = "select started_at, enrolments from run where experiment = $1 and number = $2"
+_WATERMARK = "select nullif(watermark, '-infinity') from fold_position"
+_METRICS = """
+    select m.id, m.key, m.version, m.kind, m.late, m.covered, m.since, t.block, t.sums
+    from run_metric m left join metric_total t on t.metric = m.id
+    where m.experiment = $1 and m.run = $2
+"""
+# By variant: as many rows as there are buckets, from as many as there are in all epochs. Those are
+# epochs of the same propensities, so they were made by hand, and are few.
+_HISTOGRAM = """
+    select a.variant, h.bucket, sum(h.n)::bigint as n
+    from histogram h join arm a on a.id = h.arm
+    where h.metric = $1 and h.block = $2
+    group by a.variant, h.bucket having sum(h.n) > 0
+    order by h.bucket
+"""
+
+
+async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
+    """All that the report of the current run is made from.
+
+    It is many reads: a transaction in which `record` was read, too, makes them of one moment.
+    """
+    rolled_back = None
+    if record.epoch:
+        epoch = await store.get_epoch(connection, record.id, record.epoch)
+        rolled_back = epoch.reason if epoch.state == "rolled_back" else None
+    run = await connection.fetchrow(_RUN, record.id, record.run)
+    enrolled = await read_unit_sums(connection, record.id, record.run)
+    enrolments = 0 if run is None else run["enrolments"]
+    metrics = await _metrics(connection, record, enrolments, reallocated=enrolled.reallocated)
+    return Facts(
+        project=record.project,
+        key=record.key,
+        state=record.state,
+        run=record.run,
+        epoch=record.epoch,
+        definition=record.definition,
+        ship=record.ship,
+        started_at=None if run is None else run["started_at"],
+        watermark=await connection.fetchval(_WATERMARK),
+        rolled_back=rolled_back,
+        enrolled=enrolled,
+        metrics=metrics,
+        guard=await _guard(connection, record),
+    )
+
+
+async def _metrics(
+    connection: Connection, record: ExperimentRecord, enrolments: int, *, reallocated: bool
+) -> dict[str, MetricFacts]:
+    wanted = {(m.key, m.version) for m in map(run_metric, record.definition.metrics)}
+    found: dict[str, MetricFacts] = {}
+    for row in await connection.fetch(_METRICS, record.id, record.run):
+        if (row["key"], row["version"]) not in wanted:
+            continue
+        facts = found.get(row["key"])
+        if facts is None:
+            covered = row["covered"]
+            compares_values = row["kind"] == "quantile" and not reallocated
+            facts = MetricFacts(
+                late=row["late"],
+                since=row["since"],
+                backfill=None if covered is None else covered / max(enrolments, 1),
+                values=await _histograms(connection, row["id"], ALL) if compares_values else {},
+                finished_values=(
+                    await _histograms(connection, row["id"], CLOSED) if compares_values else {}
+                ),
+            )
+        if row["sums"] is not None:
+            sums = msgspec.json.decode(row["sums"], type=Population)
+            name = "finished" if row["block"] == CLOSED else "everyone"
+            facts = msgspec.structs.replace(facts, **{name: sums})
+        found[row["key"]] = facts
+    return found
+
+
+async def _histograms(
+    connection: Connection, metric: int, block: int
+) -> dict[str, tuple[Bin, ...]]:
+    bins: dict[str, list[Bin]] = defaultdict(list)
+    for row in await connection.fetch(_HISTOGRAM, metric, block):
+        bins[row["variant"]].append(Bin(*edges(row["bucket"]), row["n"]))
+    return {variant: tuple(found) for variant, found in bins.items()}
+
+
+async def _guard(connection: Connection, record: ExperimentRecord) -> tuple[GuardView, ...]:
+    return tuple(
+        GuardView(
+            guardrail=row.metric,
+            variant=row.variant,
+            goal=row.rule.goal,
+            margin=row.rule.margin,
+            relative=row.rule.relative,
+            alpha_share=row.alpha,
+            exact=is_exact(row.rule),
+            log_peak=row.state.log_peak,
+            log_threshold=-math.log(row.rule.alpha_share),
+            units=row.state.units,
+            alarm=alarms(row.rule, row.state),
+        )
+        for row in await read_ledger(connection, record.id, record.run)
+    )
