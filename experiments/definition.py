@@ -7,22 +7,26 @@ that are not built yet (`UNSUPPORTED`), and values that contradict each other (`
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from experiments import paths
+from experiments import caps, paths
 from experiments.allocation import slots_of, too_little_traffic
 from experiments.decoding import Decoded, decode
 from experiments.json_data import clean, kind_of
 from experiments.model import (
     HOLDOUT,
     TARGETING_KEY,
+    AnalysisPlan,
     Experiment,
     Margin,
     MeanMetric,
     Metric,
+    Policy,
     ProportionMetric,
+    QuantileCap,
     QuantileMetric,
     RatioMetric,
     ThompsonPolicy,
@@ -44,6 +48,8 @@ OWN_SALTS: Final = "#"
 """What the salts of layers and of the holdout begin with, and no salt of an experiment."""
 MAX_VALUE_BYTES: Final = 64 * 1024
 WEIGHT_TOLERANCE: Final = 1e-6
+LEAST_BETWEEN_LOOKS: Final = 0.01
+"""Of the planned units: a look after fewer tells nothing new."""
 
 
 class Unbuilt(NamedTuple):
@@ -58,8 +64,6 @@ class Unbuilt(NamedTuple):
 UNSUPPORTED: Final = (
     Unbuilt("policy.kind", "ramps", ("ramp",)),
     Unbuilt("guard.action", "this action", ("rollback_variant", "pause", "alert")),
-    Unbuilt("analysis.reading", "planned looks", ("planned",)),
-    Unbuilt("analysis.reading", "the Bayesian reading", ("bayesian",)),
 )
 """What is refused as `unsupported`. Building a feature takes its line away."""
 
@@ -119,6 +123,8 @@ def examine_patch(definition: Experiment, patch: object) -> tuple[Experiment, li
         problems = [problem for problem in problems if problem.path != "salt"]
     if _who_and_what(experiment) == _who_and_what(definition):  # that one, too
         problems = [problem for problem in problems if not problem.path.startswith("record[")]
+    if _read_and_moved(experiment) == _read_and_moved(definition):  # and that one
+        problems = [p for p in problems if (p.path, p.type) != ("analysis.reading", "conflict")]
     if merged.get("key") != definition.key:
         problems = [problem for problem in problems if problem.path != "key"]
         problems.append(FieldProblem("key", "immutable", "an experiment keeps its key for good"))
@@ -127,6 +133,10 @@ def examine_patch(definition: Experiment, patch: object) -> tuple[Experiment, li
 
 def _who_and_what(experiment: Experiment) -> tuple[str, tuple[str, ...]]:
     return experiment.unit.attribute, experiment.record
+
+
+def _read_and_moved(experiment: Experiment) -> tuple[AnalysisPlan, Policy]:
+    return experiment.analysis, experiment.policy
 
 
 def _merge(target: object, patch: object) -> Any:
@@ -267,6 +277,18 @@ def _guardrails(draft: Draft) -> Problems:
         elif _covariate(metric) is not None and draft.sound(f"{path}.covariate"):
             detail = "a guardrail with a covariate: known, but not supported yet"
             yield FieldProblem(f"{path}.covariate", "unsupported", detail)
+        elif _quantile_cap(metric) is not None and draft.sound(f"{path}.cap"):
+            detail = (
+                "a guardrail with a cap at a quantile: known, but not supported yet, since nothing "
+                "would be watched until it is found; name a number, or leave the cap out"
+            )
+            yield FieldProblem(f"{path}.cap", "unsupported", detail)
+
+
+def _quantile_cap(metric: Metric) -> float | None:
+    """The quantile of the data that a metric is capped at, if it is."""
+    cap = metric.cap if isinstance(metric, MeanMetric) else None
+    return cap.quantile if isinstance(cap, QuantileCap) else None
 
 
 def _covariate(metric: Metric) -> str | None:
@@ -351,16 +373,125 @@ def _bandit_metric(key: str, metrics: Iterable[Metric]) -> Problems:
         yield FieldProblem("policy.metric", "unsupported", detail)
 
 
+def _caps(draft: Draft) -> Problems:
+    """A cap at a quantile has to be found among the first units, and nothing may wait for it that
+    moves traffic."""
+    policy = draft.value.policy
+    for index, metric in enumerate(draft.value.metrics):
+        quantile, path = _quantile_cap(metric), f"metrics[{index}].cap"
+        if quantile is None or not draft.sound(path):
+            continue
+        if quantile > caps.HIGHEST:
+            detail = (
+                f"must be at most {caps.HIGHEST:g}: {caps.MIN_BEYOND} of the first "
+                f"{caps.MOST_UNITS:,} units are to lie above it"
+            )
+            yield FieldProblem(f"{path}.quantile", "value", detail)
+        follows = isinstance(policy, ThompsonPolicy) and policy.metric == metric.key
+        if follows and metric.role != "guardrail" and draft.sound("policy.metric"):
+            detail = (
+                "a bandit on a metric with a cap at a quantile: known, but not supported yet, "
+                "since it would not move until the cap is found; name a number, or leave the cap "
+                "out"
+            )
+            yield FieldProblem(path, "unsupported", detail)
+
+
 def _plan(draft: Draft) -> Problems:
-    plan = draft.value.analysis
-    if not (draft.sound("analysis.reading") and draft.sound("analysis.units")):
+    """The analysis plan says what its reading needs, and nothing that it would not heed."""
+    if not draft.sound("analysis.reading"):
         return
-    if plan.reading == "fixed" and plan.units is None:
-        detail = "the reading `fixed` needs the number of units that are to enrol before it"
-        yield FieldProblem("analysis.units", "missing", detail)
-    if plan.reading == "continuous" and plan.units is not None:
-        detail = "the reading `continuous` is good for any number of units; with one, say `fixed`"
-        yield FieldProblem("analysis.units", "conflict", detail)
+    plan = draft.value.analysis
+    counts = plan.reading in {"fixed", "planned"}
+    if draft.sound("analysis.units"):
+        if counts and plan.units is None:
+            detail = (
+                f"the reading `{plan.reading}` needs the number of units that are to finish by its "
+                "last look"
+            )
+            yield FieldProblem("analysis.units", "missing", detail)
+        if plan.reading == "bayesian" and plan.units is not None:
+            detail = (
+                "the reading `bayesian` is good for any number of units; with one, say `fixed`, "
+                "`planned` or `continuous`"
+            )
+            yield FieldProblem("analysis.units", "conflict", detail)
+    if counts and draft.sound("policy.kind") and isinstance(draft.value.policy, ThompsonPolicy):
+        detail = (
+            f"the reading `{plan.reading}` stands on looks, and a bandit moves traffic by what it "
+            "sees between them; under a bandit say `continuous`"
+        )
+        yield FieldProblem("analysis.reading", "conflict", detail)
+    if draft.sound("analysis.looks"):
+        yield from _looks(plan)
+    if counts and draft.sound("analysis.units") and draft.sound("metrics[*].cap"):
+        yield from _caps_before_looks(draft)
+    if plan.effect is not None and draft.sound("analysis.effect"):
+        yield from _size("analysis.effect", plan.effect, "the least effect that is worth having")
+    if draft.sound("analysis.caring"):
+        yield from _size("analysis.caring", plan.caring, "the loss that no longer matters")
+    if plan.reading != "bayesian":
+        for name in ("prior", "caring"):
+            path, unplanned = f"analysis.{name}", getattr(_UNPLANNED, name)
+            if draft.sound(path) and getattr(plan, name) != unplanned:
+                detail = f"only the reading `bayesian` has one, not `{plan.reading}`"
+                yield FieldProblem(path, "conflict", detail)
+
+
+_UNPLANNED: Final = AnalysisPlan()
+
+
+def _caps_before_looks(draft: Draft) -> Problems:
+    """A cap at a quantile of the data has to be known at the first look."""
+    plan = draft.value.analysis
+    first = (plan.units or 0) * (1.0 if plan.reading == "fixed" else min(plan.looks, default=0.2))
+    for index, metric in enumerate(draft.value.metrics):
+        quantile = _quantile_cap(metric)
+        if plan.units is None or quantile is None or metric.role != "primary":
+            continue
+        needed = caps.units_needed(quantile)
+        if first < needed:
+            detail = (
+                f"is found once {caps.values_needed(quantile):,} of the finished units have a "
+                f"value, and the first look comes at {first:,.0f}: plan it for {needed:,} or more "
+                "(for so many with a value, where not every unit has one), or name a number"
+            )
+            yield FieldProblem(f"{paths.item('metrics', index)}.cap", "conflict", detail)
+
+
+def _looks(plan: AnalysisPlan) -> Problems:
+    path = "analysis.looks"
+    if not plan.looks:
+        return
+    if plan.reading != "planned":
+        detail = f"only the reading `planned` has looks, not `{plan.reading}`"
+        yield FieldProblem(path, "conflict", detail)
+        return
+    for index, (before, share) in enumerate(pairwise(plan.looks), 1):
+        if share - before < LEAST_BETWEEN_LOOKS:
+            detail = (
+                f"must be above the share before it, {before:g}, by {LEAST_BETWEEN_LOOKS:g} or more"
+            )
+            yield FieldProblem(paths.item(path, index), "value", detail)
+    if plan.looks[-1] != 1.0:
+        detail = (
+            f"the last look is at 1, all of the planned units; this one is at {plan.looks[-1]:g}"
+        )
+        yield FieldProblem(paths.item(path, len(plan.looks) - 1), "value", detail)
+
+
+def _size(path: str, size: Margin, what: str) -> Problems:
+    """One positive number, in the metric's unit or as a share."""
+    both = {"absolute": size.absolute, "relative": size.relative}
+    given = {name: value for name, value in both.items() if value is not None}
+    if not given:
+        yield FieldProblem(path, "value", "must name one of `absolute` and `relative`")
+    if len(given) > 1:
+        yield FieldProblem(path, "conflict", "must name `absolute` or `relative`, not both")
+    for name, value in given.items():
+        if value <= 0:
+            detail = f"must be above 0: it is the size of {what}; `goal` says in which direction"
+            yield FieldProblem(f"{path}.{name}", "value", detail)
 
 
 def _reserved(draft: Draft) -> Problems:
@@ -423,5 +554,6 @@ _CHECKS: Final[tuple[Callable[[Draft], Problems], ...]] = (
     _guardrails,
     _margins,
     _bandit,
+    _caps,
     _plan,
 )

@@ -61,6 +61,9 @@ Duration: TypeAlias = Annotated[
 ]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Probability: TypeAlias = Annotated[float, Meta(gt=0, lt=1)]
+PriorUnits: TypeAlias = Annotated[float, Meta(ge=1e-3, le=1e9)]
+"""Units that a prior counts for. Beyond these bounds it says nothing, or leaves no room for data,
+and floats lose the posterior."""
 Text: TypeAlias = Annotated[str, Meta(max_length=4_000)]
 Reason: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1_000)]
 
@@ -229,17 +232,19 @@ class Prior(_Part, frozen=True):
     Beta(a, b); of any other metric that the lift is normal around 0 with the standard deviation
     `lift_sd`, or flat where that is not set."""
 
-    a: Annotated[float, Meta(gt=0)] = 1.0
-    b: Annotated[float, Meta(gt=0)] = 1.0
-    lift_sd: Annotated[float, Meta(gt=0)] | None = None
+    a: PriorUnits = 1.0
+    b: PriorUnits = 1.0
+    lift_sd: Annotated[float, Meta(ge=1e-6, le=1e6)] | None = None
 
 
 class AnalysisPlan(_Part, frozen=True):
     """What was decided before the data came in.
 
     `reading` says which numbers a conclusion may stand on: those of `continuous` may be read at any
-    time; `fixed` looks once, when `units` have finished; `planned` at each share of `units` in
-    `looks`; `bayesian` states a posterior and bounds no error rate.
+    time, and are most precise at `units`, where a decision is expected (5,000 unless said); `fixed`
+    looks once, when `units` have finished; `planned` at each share of `units` in `looks`, the last
+    of which is 1, or at every fifth of them; `bayesian` states a posterior and bounds no error
+    rate.
 
     `effect` is the smallest effect worth having: what the power is claimed for, and what has to be
     ruled out for a stop for futility. `caring` is the expected loss that the Bayesian reading no

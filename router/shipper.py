@@ -23,11 +23,6 @@ from router.units import Tombstone, oldest, settle
 logger = logging.getLogger(__name__)
 
 
-# Routers that see a new day at once would both make its partitions. The lock is taken by itself,
-# though `ensure_day` takes it, too: within that, what another one made meanwhile is not seen yet.
-# The number has to be ours only.
-_DAYS_LOCK = 0x7475726E6F757402
-_LOCK_DAYS = "select pg_advisory_xact_lock($1)"
 _ENSURE_DAYS = "select ensure_day(day) from unnest($1::date[]) as day"
 
 # A journal is shipped in the order of its numbers, so what is below those that are remembered was
@@ -286,9 +281,7 @@ class Shipper:
         nobody should wait for a COPY.
         """
         if days:
-            async with connection.transaction():
-                await connection.execute(_LOCK_DAYS, _DAYS_LOCK, timeout=self._pace.timeout)
-                await connection.execute(_ENSURE_DAYS, days, timeout=self._pace.timeout)
+            await connection.execute(_ENSURE_DAYS, days, timeout=self._pace.timeout)
 
     async def _fix_units(self, connection: PoolConnectionProxy, projects: set[str]) -> None:
         """Find out how the units of these projects are stored, which cannot change any more."""

@@ -45,6 +45,14 @@ async def eventually(probe: Callable[[], Awaitable[T | None]], what: str) -> T:
         raise AssertionError(f"in {PATIENCE} s there was no {what}") from None
 
 
+def readings_of(report: Any) -> Any:
+    """The metrics of a report but for the verdicts, which forecast from the time that passed."""
+    return [
+        metric | {"comparisons": [c | {"verdict": None} for c in metric["comparisons"]]}
+        for metric in report["metrics"]
+    ]
+
+
 def definition(**changes: Any) -> dict[str, Any]:
     """A sound definition under a key that no other has, with these fields changed."""
     return {
@@ -265,7 +273,11 @@ class Turnout:
         """Close the clients, and put all experiments away, so that they cost no time."""
         for client in self._clients.values():
             await client.aclose()
-        await self.rows("update experiment set state = 'archived' where project = $1")
+        async with self.host.pool.acquire() as connection, connection.transaction():
+            await store.enter_alone(connection, self.project)  # for it changes several at once
+            await connection.execute(
+                "update experiment set state = 'archived' where project = $1", self.project
+            )
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -15,6 +15,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
 from prometheus_client import CONTENT_TYPE_LATEST
 
+import analysis.planning.api
 import analysis.reports.api
 import analysis.upkeep.erase_api
 import experiments.api
@@ -29,6 +30,7 @@ import router.events
 import router.local_api
 import router.ofrep
 import router.replay_api
+from analysis.planning.api import PlanningPlane
 from analysis.reports.api import AnalysisPlane
 from experiments.doors import (
     Gate,
@@ -63,6 +65,7 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *router.replay_api.ROUTES,
     *router.ofrep.ROUTES,
     *analysis.reports.api.ROUTES,
+    *analysis.planning.api.ROUTES,
     *analysis.upkeep.erase_api.ROUTES,
 ]
 """Every door that asks for a key; each names the permission that it takes."""
@@ -106,6 +109,7 @@ def create_app(planes: Planes) -> ASGIApp:
         types = {kind: {"status": s, "title": t} for kind, (s, t) in CATALOGUE.items()}
         return {"types": types, "field_types": FIELD_TYPES}
 
+    planning = PlanningPlane(planes.control.pool, planes.control.clock)
     guarded = Router(
         path="/",
         route_handlers=DOORS,
@@ -124,6 +128,7 @@ def create_app(planes: Planes) -> ASGIApp:
             "plane": Provide(lambda: planes.data, sync_to_thread=False),
             "local": Provide(lambda: planes.local, sync_to_thread=False),
             "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),
+            "planning": Provide(lambda: planning, sync_to_thread=False),
             # What a dead letter holds only the router can read.
             "names_unit": Provide(lambda: names_unit, sync_to_thread=False),
         },

@@ -14,7 +14,7 @@ import uvloop
 from experiments.keys import ROLES
 from experiments.problems import ProblemError
 from experiments.units import STORAGES
-from turnout import admin, client
+from turnout import admin, client, plan_flags
 from turnout.backends import CannotRunError
 from turnout.migrate import MigrationError
 from turnout.replaying import lines
@@ -93,8 +93,11 @@ def _add_client_commands(commands: Any) -> None:
     apply = _command(commands, "apply", _apply, "create or change experiments from a file")
     apply.add_argument("-f", "--file", required=True, help="YAML or JSON; - for standard input")
     report = _command(commands, "report", _report, "print a significance report")
-    report.add_argument("key", help="the experiment")
-    report.add_argument("--json", action="store_true", help="as JSON instead of Markdown")
+    report.add_argument("key", nargs="?", help="the experiment, as a running Turnout knows it")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON instead of Markdown")
+    form.add_argument("--csv", action="store_true", help="as CSV: a row for each reading")
+    _add_table_options(report)
     told = _command(commands, "replay", _replay, "tell what a unit got, and why")
     told.add_argument("experiment", help="its key")
     told.add_argument("--unit", required=True, help="the unit, as it is sent to be assigned")
@@ -104,10 +107,67 @@ def _add_client_commands(commands: Any) -> None:
     when.add_argument("--exposure", metavar="ID", help="by this exposure")
     told.add_argument("--attributes", metavar="JSON", help="an object: what targeting read then")
     told.add_argument("--json", action="store_true", help="as JSON instead of words")
-    for parser in (apply, report, told):
+    planner = _command(commands, "plan", _plan, "plan an experiment: units, days, power, cost")
+    plan_flags.add_arguments(planner)
+    for parser in (apply, report, told, planner):
         parser.add_argument("--url", help="where Turnout serves (TURNOUT_URL)")
     show = _command(commands, "demo", _demo, "replay two real experiments, end to end")
     show.add_argument("--data-dir", help="an empty folder to use instead of a temporary one")
+
+
+def _add_table_options(report: argparse.ArgumentParser) -> None:
+    """Options of a report that is made of a table, without a running Turnout."""
+    group = report.add_argument_group(
+        "of a table that came from elsewhere",
+        "A CSV file with a header and a row for each unit. No running Turnout is needed.",
+    )
+    group.add_argument("--from", dest="source", metavar="FILE", help="CSV, or packed by gzip, or -")
+    names = {
+        "--variant": "the column with the variant of each unit",
+        "--control": "the variant that the others are compared with",
+        "--weights": "the share of the traffic that each variant was to get, as old=0.5,new=0.5; "
+        "without it the sample ratio is not checked",
+        "--unit": "the column with the unit; then none may come twice",
+        "--time": "the column with the time of enrolment",
+        "--epoch": "the column with the allocation that a unit met",
+        "--propensity": "the column with the probability with which it met its own variant",
+    }
+    for name, text in names.items():
+        group.add_argument(name, metavar=name.removeprefix("--").upper(), help=text)
+    group.add_argument(
+        "--metric",
+        action="append",
+        metavar="METRIC",
+        help="[KEY=]KIND:COLUMN with options after commas; again for more. proportion:bought, "
+        "mean:spent,covariate=spent_before,cap=p99, ratio:clicks/views, "
+        "quantile:latency,at=0.95,goal=decrease,role=secondary",
+    )
+    group.add_argument(
+        "--definition",
+        metavar="DEFINITION",
+        help="an experiment's YAML or JSON instead of metrics, weights and plan: its events are "
+        "the columns, and a covariate is that column with _before after its name",
+    )
+    group.add_argument(
+        "--by", action="append", metavar="COLUMN", help="break down by it; again for more"
+    )
+    group.add_argument(
+        "--leave-out-missing",
+        action="store_true",
+        help="leave a unit out of a metric where its cell is empty; otherwise that is an error",
+    )
+    group.add_argument(
+        "--reading",
+        choices=["continuous", "fixed", "planned", "bayesian"],
+        help="what the conclusion stands on (default: continuous)",
+    )
+    group.add_argument(
+        "--correction", choices=["holm", "none"], help="over primary metrics (default: holm)"
+    )
+    group.add_argument("--alpha", type=float, help="1 - confidence level (default: 0.05)")
+    group.add_argument("--units", type=int, help="how many were planned (default: all there are)")
+    group.add_argument("--looks", help="planned looks, as shares of the units: 0.5,1")
+    group.add_argument("--effect", help="the smallest one worth having: 0.01, or 5%% for a lift")
 
 
 def _command(
@@ -235,8 +295,23 @@ def _apply(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if (options.key is None) is (options.source is None):
+        raise client.ClientError("report takes the key of an experiment, or --from FILE")
+    accept = "application/json" if options.json else "text/csv" if options.csv else "text/markdown"
+    if options.source is not None:
+        from turnout.from_file import report_from_file, written  # noqa: PLC0415 - as above
+
+        sys.stdout.write(written(report_from_file(options), accept))
+        return 0
     with client.connect(options.url, os.environ) as turnout:
-        sys.stdout.write(client.report(turnout, options.key, as_json=options.json))
+        sys.stdout.write(client.report(turnout, options.key, accept))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from turnout.planning import plan  # noqa: PLC0415 - as above
+
+    sys.stdout.write(plan(options, os.environ))
     return 0
 
 

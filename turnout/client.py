@@ -140,13 +140,15 @@ def _json(value: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any
     }
 
 
-def report(client: httpx.Client, key: str, *, as_json: bool) -> str:
+def report(client: httpx.Client, key: str, accept: str) -> str:
     """The significance report of an experiment.
+
+    Args:
+        accept: the media type to have it in.
 
     Raises:
         ClientError: if there is no such experiment, or the key may not read it.
     """
-    accept = "application/json" if as_json else "text/markdown"
     answer = client.get(f"{_path(key)}/report", headers={"Accept": accept})
     _check(answer)
     return answer.text
@@ -162,6 +164,15 @@ def replay(client: httpx.Client, query: Mapping[str, str | int]) -> dict[str, An
         ClientError: if there is nothing of the kind, or the key may not read it.
     """
     return _checked(client.get("/v1/replay", params=query))
+
+
+def plan(client: httpx.Client, request: Mapping[str, Any]) -> dict[str, Any]:
+    """What `POST /v1/plan` answers.
+
+    Raises:
+        ClientError: if it refuses, with every wrong field.
+    """
+    return _checked(client.post("/v1/plan", **_json(request)))
 
 
 def _checked(answer: httpx.Response) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _doors(
             control=ControlPlane(base.pool, base.redis, utc_now, secrets.token_bytes),
             data=router.plane,
             local=LocalPlane(router.plane, FlagSets(), Epochs(base.pool), base.pool),
-            analysis=AnalysisPlane(base.pool),
+            analysis=AnalysisPlane(base.pool, utc_now, base.settings.length("lateness")),
             operation=operation,
             gate=gate,
         )

@@ -6,7 +6,8 @@ in a transaction of its own, so that one that fails holds up no other.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -20,6 +21,7 @@ from analysis.control.lease import Lease, LostLeaseError
 from analysis.control.telemetry import AnalysisMetrics
 from analysis.folding.backfill import backfill
 from analysis.folding.fold import BATCH_RECORDS, Folded, fold
+from analysis.folding.totals import renew_totals
 from analysis.upkeep.retention import Retention, ensure_days, forget
 from experiments import store
 from experiments.announce import announce
@@ -34,6 +36,8 @@ FIRST_BATCH: Final = 20_000
 """Records that a new leader folds at first; batches are doubled as long as all goes well."""
 FOLD_TIME: Final = timedelta(seconds=5)
 """What a tick spends on folding a backlog, and one fold at least: decisions do not wait for all."""
+RENEWAL_TIME: Final = timedelta(seconds=1)
+"""What a tick spends on making sums of an older release anew, and one of them at least."""
 BACKFILL_TIME: Final = timedelta(seconds=1)
 """What a tick spends on filling new metrics in, and one step at least."""
 RETENTION_TIME: Final = timedelta(seconds=1)
@@ -91,6 +95,7 @@ class Controller:
         self._retention = None if pace.keep is None else Retention(pace.keep)
         self._batch = FIRST_BATCH
         self._behind = False
+        self._renewed_in: int | None = None
 
     async def run(self) -> None:
         """Tick until cancelled; then let another process lead at once."""
@@ -123,6 +128,7 @@ class Controller:
         self._metrics.leader.set(term is not None)
         if term is None:
             return False
+        await self._renew(term)
         await self._fold_all()
         await self._backfill()
         await self._retain()
@@ -130,6 +136,32 @@ class Controller:
             await self._decide_safely(project, key)
         await self._forget()
         return True
+
+    @asynccontextmanager
+    async def _leading(self) -> AsyncIterator[tuple[store.Connection, int]]:
+        """A transaction that only the leader of this term can commit, and the term. The lease lives
+        on after it, however long it took.
+
+        Raises:
+            LostLeaseError: if another process leads.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            term = await self._lease.hold(connection)
+            yield connection, term
+            await self._lease.prolong(connection)
+
+    async def _renew(self, term: int) -> None:
+        """Make sums of an older release anew, for a part of a tick, until none is left in a term:
+        what this release makes afterwards is of its own form."""
+        if self._renewed_in == term:
+            return
+        begun = self._clock()
+        more = True
+        while more and self._clock() - begun < RENEWAL_TIME:
+            async with self._leading() as (connection, _):
+                more = await renew_totals(connection)
+        if not more:
+            self._renewed_in = term
 
     async def _fold_all(self) -> None:
         """Fold what was shipped. Batches that take too long are halved until they do not."""
@@ -157,8 +189,7 @@ class Controller:
 
     async def _fold(self) -> Folded:
         now = self._clock()
-        async with self._pool.acquire() as connection, connection.transaction():
-            await self._lease.hold(connection)
+        async with self._leading() as (connection, _):
             await take_in(connection, now)
             folded = await fold(connection, now, self._batch)
             watermark = await _watermark(connection)
@@ -171,8 +202,7 @@ class Controller:
         begun = self._clock()
         more = True
         while more and self._clock() - begun < BACKFILL_TIME:
-            async with self._pool.acquire() as connection, connection.transaction():
-                await self._lease.hold(connection)
+            async with self._leading() as (connection, _):
                 more = await backfill(connection)
 
     async def _retain(self) -> None:
@@ -182,8 +212,7 @@ class Controller:
         begun = self._clock()
         more = True
         while more and self._clock() - begun < RETENTION_TIME:
-            async with self._pool.acquire() as connection, connection.transaction():
-                await self._lease.hold(connection)
+            async with self._leading() as (connection, _):
                 more = await self._retention.step(connection, self._clock())
 
     async def _watched(self) -> list[tuple[str, str]]:
@@ -201,8 +230,7 @@ class Controller:
 
     async def _decide(self, project: str, key: str) -> None:
         now = self._clock()
-        async with self._pool.acquire() as connection, connection.transaction():
-            term = await self._lease.hold(connection)
+        async with self._leading() as (connection, term):
             watermark = await _watermark(connection)
             record = await store.get_experiment(connection, project, key, lock=True)
             if record is None or watermark is None:

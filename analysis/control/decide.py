@@ -1,4 +1,4 @@
-"""Decisions on one experiment, within one transaction: guard first, then bandit.
+"""Decisions on one experiment, within one transaction: looks that are due, guard, then bandit.
 
 A decision and what it does (the new epoch) are kept together or not at all, and only while the
 leader's term is the one under which the evidence was read; the experiment's row is locked, so its
@@ -11,10 +11,12 @@ from typing import Final
 import msgspec
 
 from analysis.control import guard
+from analysis.control.looks import take_look
 from analysis.folding.blocks import Closed, close_blocks
 from analysis.folding.cells import CLOSED
 from analysis.folding.metrics import run_metric
 from analysis.folding.totals import read_total
+from analysis.folding.trails import follow_closed
 from analysis.inference.bandit import Inputs, Reallocation, propose
 from experiments import lifecycle, store
 from experiments.allocation import propensities, traffic_of
@@ -49,11 +51,12 @@ async def decide(
 ) -> Decided | None:
     """Close what has finished, look at it, and act on it. `record` is locked by the caller."""
     closed = await close_blocks(connection, record.id, record.run, watermark, lateness)
+    propensities_of = await _propensities(connection, record, closed)
+    await follow_closed(connection, record, closed, propensities_of)
+    await take_look(connection, record, now)
     if record.state not in {"running", "paused"}:
         return None
-    alarm = await guard.watch(
-        connection, record, closed, await _propensities(connection, record, closed)
-    )
+    alarm = await guard.watch(connection, record, closed, propensities_of)
     if alarm is not None:
         return await _roll_back(connection, record, alarm, term, now)
     if record.state == "running" and bandit_due:

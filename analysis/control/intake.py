@@ -8,8 +8,10 @@ import asyncpg
 import msgspec
 
 from analysis.control import guard
+from analysis.folding.caps import note_caps, read_caps, resolve_caps
 from analysis.folding.metrics import add_metric, run_metric
 from analysis.folding.position import hold_moments
+from analysis.folding.segments import know_attributes
 from experiments import store
 from experiments.store import Connection
 
@@ -19,7 +21,7 @@ _WAITING = """
     select x.id, x.project, x.key, r.started_at, r.analysed_revision, r.enrolments
     from experiment x join run r on r.experiment = x.id and r.number = x.run
     where r.analysed_revision <> x.revision
-      and (x.state in ('running', 'paused') or r.analysed_revision = 0)
+      and (x.state in ('running', 'paused') or r.analysed_revision <= 0)
     order by x.id
 """
 _TAKEN_IN = "update run set analysed_revision = $3 where experiment = $1 and number = $2"
@@ -30,9 +32,11 @@ async def take_in(connection: Connection, now: datetime) -> None:
     from it.
 
     A metric that a revision drops goes on being folded: it may come back, and its report stays
-    true. One that is new, or changed, is filled in by a backfill.
+    true. One that is new, or changed, is filled in by a backfill, as is one whose cap at a quantile
+    can be resolved by now.
     """
     await hold_moments(connection)
+    await resolve_caps(connection, now)
     for row in await connection.fetch(_WAITING):
         await _take_in(connection, row, now)
 
@@ -48,8 +52,12 @@ async def _take_in(connection: Connection, row: asyncpg.Record, now: datetime) -
     if record is None:
         return
     covered = 0 if row["enrolments"] else None
-    for metric in map(run_metric, record.definition.metrics):
+    await note_caps(connection, record.id, record.run, record.definition)
+    definition = await read_caps(connection, record.id, record.run, record.definition)
+    record = msgspec.structs.replace(record, definition=definition)
+    for metric in map(run_metric, definition.metrics):
         await add_metric(connection, record.id, record.run, metric, row["started_at"], covered)
+    await know_attributes(connection, record.id, record.run, row["analysed_revision"])
     started_at = row["started_at"] if row["analysed_revision"] == 0 else None
     await guard.take_in(connection, record, now, started_at)
     await connection.execute(_TAKEN_IN, record.id, record.run, record.revision)

@@ -23,6 +23,10 @@ _HOLD = """
         true
     )
 """
+_PROLONG = """
+    update lease set expires_at = clock_timestamp() + $4::interval
+    where name = $1 and holder = $2 and term = $3
+"""
 _GIVE_UP = """
     update lease set expires_at = '-infinity' where name = $1 and holder = $2 and term = $3
 """
@@ -65,6 +69,15 @@ class Lease:
         ):
             raise LostLeaseError(f"{self._name} is led by another process")
         return self.term
+
+    async def prolong(self, connection: Connection) -> None:
+        """Prolong a lease that this transaction holds, as its last statement.
+
+        Work may have taken longer than a lease lives; the row was locked all the while, so nobody
+        else has begun a term. Without this, what follows a long transaction would find the term
+        over, however often it is taken anew.
+        """
+        await connection.execute(_PROLONG, self._name, self._holder, self.term, self._time_to_live)
 
     async def give_up(self, connection: Connection) -> None:
         """Let another process lead at once."""

@@ -25,7 +25,8 @@ _UNFINISHED = """
 """
 _UNITS_FROM = """
     insert into moved
-    select experiment, run, ordinal, project, unit_type, unit, arm, at, several
+    select experiment, run, ordinal, project, unit_type, unit, arm, at, several, profile,
+           null, null, null, 0
     from enrolment where experiment = $1 and run = $2 and ordinal >= $3 and ordinal < $4
 """
 _COVERED = "update run_metric set covered = $2 where id = $1"

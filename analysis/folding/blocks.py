@@ -6,6 +6,7 @@ compacted cell and are counted as late.
 
 from collections import defaultdict
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,11 +24,16 @@ from experiments.store import Connection
 _LOCK_METRICS = """
     select from run_metric where experiment = $1 and run = $2 order by id for update
 """
+# Those of segments, which are no arms, are compacted with the others; nothing is decided by them.
 _OPEN_CELLS = """
     select c.arm, a.epoch, a.variant, c.block, c.n, c.mean, c.m2
-    from cell c join arm a on a.id = c.arm
+    from cell c left join arm a on a.id = c.arm
     where c.metric = $1 and c.block > $2 and c.block <= $3
-    order by c.block, a.epoch, a.variant
+    order by c.block, a.epoch, a.variant, c.arm
+"""
+_LAST_OF_SOME = """
+    select block from cell where metric = $1 and block > $2 and block <= $3
+    order by block, arm offset $4 limit 1
 """
 _FORGET = "delete from cell where metric = $1 and block > $2 and block <= $3"
 _CLOSE_HISTOGRAMS = """
@@ -40,6 +46,10 @@ _CLOSE_HISTOGRAMS = """
     on conflict (metric, block, arm, bucket) do update set n = h.n + excluded.n
 """
 _CLOSE = "update run_metric set closed_through = $2 where id = $1"
+
+MOST_CELLS: Final = 40_000
+"""What is closed of a metric at once, and one block at least; the rest is for the next tick. The
+other experiments wait for the transaction that closes it."""
 
 
 class Closed(msgspec.Struct, frozen=True):
@@ -67,6 +77,7 @@ async def _close(
     through = metric.made.last_closed(watermark, lateness)
     if through <= metric.closed_through:
         return Closed(metric.made, ())
+    through = await _bounded(connection, metric, through)
     stretch = (metric.id, metric.closed_through, through)
     rows = await connection.fetch(_OPEN_CELLS, *stretch)
     if rows:
@@ -82,8 +93,20 @@ async def _close(
     await connection.execute(_CLOSE, metric.id, through)
     blocks: dict[int, dict[tuple[int, str], Moments]] = defaultdict(dict)
     for row in rows:
-        blocks[row["block"]][row["epoch"], row["variant"]] = moments_of(row)
+        if row["epoch"] is not None:
+            blocks[row["block"]][row["epoch"], row["variant"]] = moments_of(row)
     return Closed(metric.made, tuple(blocks.items()))
+
+
+async def _bounded(connection: Connection, metric: StoredMetric, through: int) -> int:
+    """The last block, up to this one, before which no more lies than is closed at once."""
+    beyond: int | None = await connection.fetchval(
+        _LAST_OF_SOME, metric.id, metric.closed_through, through, MOST_CELLS
+    )
+    if beyond is None:
+        return through
+    first = metric.closed_through + metric.made.block_seconds
+    return max(beyond - metric.made.block_seconds, first)
 
 
 async def _compact(

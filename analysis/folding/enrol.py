@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 import asyncpg
 import msgspec
 
+from analysis.folding.segments import count_segments, give_profiles
 from analysis.folding.wire import Columns, Layout, read_rows
 from analysis.inference.exact import combined
 from analysis.inference.ratio_check import UnitSums, of_units
@@ -31,12 +32,12 @@ class Batch(NamedTuple):
 _TABLES = """
     create temp table if not exists met (
         experiment bigint, run int, project text, unit_type text, unit text collate "C",
-        epoch int, variant text, at timestamptz, several boolean
+        epoch int, variant text, at timestamptz, several boolean, attributes jsonb
     ) on commit delete rows;
     create temp table if not exists moved (
         experiment bigint, run int, ordinal bigint, project text, unit_type text,
-        unit text collate "C", arm int, at timestamptz, several boolean,
-        old_arm int, old_at timestamptz, old_several boolean
+        unit text collate "C", arm int, at timestamptz, several boolean, profile int,
+        old_arm int, old_at timestamptz, old_several boolean, old_profile int, attributes jsonb
     ) on commit delete rows;
     truncate met, moved
 """
@@ -45,7 +46,7 @@ _MEET = """
     insert into met
     select distinct on (x.experiment, x.run, x.unit)
            x.experiment, x.run, x.project, x.unit_type, x.unit, x.epoch, x.variant, x.at,
-           min(x.variant) over same <> max(x.variant) over same
+           min(x.variant) over same <> max(x.variant) over same, x.attributes
     from exposure x
     join epoch e on e.experiment = x.experiment and e.number = x.epoch and e.run = x.run
     where x.segment = any($1) and x.received_at >= $2 and x.received_at <= $3
@@ -67,7 +68,8 @@ _ADD_ARMS = """
 _MOVE = """
     insert into moved
     select m.experiment, m.run, e.ordinal, m.project, m.unit_type, m.unit,
-           first.arm, first.at, now.several, e.arm, e.at, e.several
+           first.arm, first.at, now.several, first.profile,
+           e.arm, e.at, e.several, e.profile, first.attributes
     from met m
     join enrolment e
         on e.unit = m.unit and e.experiment + 0 = m.experiment and e.run + 0 = m.run
@@ -78,10 +80,10 @@ _MOVE = """
         offset 0
     ) as new
     cross join lateral (
-        select * from (values (m.at, m.epoch, m.variant, new.id),
-                              (e.at, old.epoch, old.variant, old.id))
-            as both_of_them (at, epoch, variant, arm)
-        order by at, epoch, variant limit 1
+        select * from (values (e.at, old.epoch, old.variant, 1, old.id, e.profile, null),
+                              (m.at, m.epoch, m.variant, 2, new.id, 0, m.attributes))
+            as both_of_them (at, epoch, variant, place, arm, profile, attributes)
+        order by at, epoch, variant, place limit 1
     ) as first
     cross join lateral (
         select e.several or m.several or m.variant <> old.variant as several
@@ -89,33 +91,33 @@ _MOVE = """
     where (first.arm, first.at, now.several) is distinct from (e.arm, e.at, e.several)
 """
 _UPDATE = """
-    update enrolment e set arm = m.arm, at = m.at, several = m.several
+    update enrolment e set arm = m.arm, at = m.at, several = m.several, profile = m.profile
     from moved m
     where e.unit = m.unit and e.experiment + 0 = m.experiment and e.run + 0 = m.run
 """
-_ENROL = """
-    with enrolled as (
-        insert into enrolment
-            (experiment, run, ordinal, project, unit_type, unit, arm, at, several)
-        select m.experiment, m.run,
-               r.enrolments - 1 + row_number() over (
-                   partition by m.experiment, m.run order by m.at, m.unit
-               ),
-               m.project, m.unit_type, m.unit,
-               (select a.id from arm a
-                where a.experiment = m.experiment and a.epoch = m.epoch
-                  and a.variant = m.variant),
-               m.at, m.several
-        from met m
-        join run r on r.experiment = m.experiment and r.number = m.run
-        where not exists (
-            select from enrolment e
-            where e.unit = m.unit and e.experiment + 0 = m.experiment and e.run + 0 = m.run
-        )
-        returning *
-    )
+_NUMBER = """
     insert into moved
-    select experiment, run, ordinal, project, unit_type, unit, arm, at, several from enrolled
+    select m.experiment, m.run,
+           r.enrolments - 1 + row_number() over (
+               partition by m.experiment, m.run order by m.at, m.unit
+           ),
+           m.project, m.unit_type, m.unit,
+           (select a.id from arm a
+            where a.experiment = m.experiment and a.epoch = m.epoch
+              and a.variant = m.variant),
+           m.at, m.several, 0, null, null, null, 0, m.attributes
+    from met m
+    join run r on r.experiment = m.experiment and r.number = m.run
+    where not exists (
+        select from enrolment e
+        where e.unit = m.unit and e.experiment + 0 = m.experiment and e.run + 0 = m.run
+    )
+"""
+_ENROL = """
+    insert into enrolment
+        (experiment, run, ordinal, project, unit_type, unit, arm, at, several, profile)
+    select experiment, run, ordinal, project, unit_type, unit, arm, at, several, profile
+    from moved where old_arm is null
 """
 _COUNT_RUNS = """
     update run r set enrolments = r.enrolments + new.units
@@ -148,7 +150,9 @@ _ARMS_OF_EPOCHS = """
 _UNIT_SUMS = "select unit_sums from run where experiment = $1 and number = $2"
 _KEEP_UNIT_SUMS = "update run set unit_sums = $3 where experiment = $1 and number = $2"
 _MOVED = """
-    select experiment, run, ordinal, arm, at, coalesce(old_arm, 0), coalesce(old_at, at) from moved
+    select experiment, run, ordinal, arm, at, profile,
+           coalesce(old_arm, 0), coalesce(old_at, at), old_profile
+    from moved
 """
 _MOVED_LAYOUT: Final = Layout(
     {
@@ -157,8 +161,10 @@ _MOVED_LAYOUT: Final = Layout(
         "ordinal": "int8",
         "arm": "int4",
         "at": "time",
+        "profile": "int4",
         "old_arm": "int4",
         "old_at": "time",
+        "old_profile": "int4",
     }
 )
 
@@ -184,11 +190,16 @@ async def enrol(connection: Connection, batch: Batch) -> Columns:
     """
     await meet(connection, batch)
     await connection.execute(_MOVE)
+    await connection.execute(_NUMBER)
+    await give_profiles(connection)
     await connection.execute(_UPDATE)
     await connection.execute(_ENROL)
     await connection.execute(_COUNT_RUNS)
     await count_arms(connection)
-    return await read_moved(connection)
+    moved = await read_moved(connection)
+    if moved["profile"].any() or moved["old_profile"].any():
+        await count_segments(connection)
+    return moved
 
 
 async def read_moved(connection: Connection) -> Columns:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.folding.enrol import Batch, enrol
+from analysis.folding.health import keep_health
 from analysis.folding.metrics import MOST_AHEAD, StoredMetric, read_metrics
 from analysis.folding.position import hold_moments
 from analysis.folding.states import Units, unit_key
@@ -71,8 +72,10 @@ BY_INDEX: Final = """
     set local enable_hashjoin = off; set local enable_mergejoin = off;
     set local enable_seqscan = off
 """
+# Arm and profile go in one number: of this many rows each column shows in the cost of a fold.
 _NEW_OUTCOMES = """
-    select m.metric, m.part, e.ordinal, coalesce(o.value, 'NaN'), o.at, e.arm, e.at
+    select m.metric, m.part, e.ordinal, coalesce(o.value, 'NaN'), o.at, e.at,
+           e.arm + (e.profile::bigint << 32)
     from outcome o
     join enrolment e
         on e.unit = o.unit collate "C" and e.unit_type = o.unit_type and e.project = o.project
@@ -106,7 +109,7 @@ _OUTCOME: Final = {
     "at": "time",
 }
 _OUTCOME_LAYOUT: Final = Layout(_OUTCOME)
-_NEW_LAYOUT: Final = Layout(_OUTCOME | {"arm": "int4", "enrolled_at": "time"})
+_NEW_LAYOUT: Final = Layout(_OUTCOME | {"enrolled_at": "time", "arm_and_profile": "int8"})
 
 
 class Folded(msgspec.Struct, frozen=True):
@@ -187,12 +190,9 @@ async def _fold_segments(connection: Connection, batch: Batch) -> None:
     if len(anew.metric):
         outcomes.append(await outcomes_of_moved(connection, anew))
     units = [anew, _units_of(touched)]
-    await apply(
-        connection,
-        metrics,
-        Units(*map(np.concatenate, zip(*units, strict=True))),
-        Outcomes(*map(np.concatenate, zip(*outcomes, strict=True))),
-    )
+    counted = Outcomes(*map(np.concatenate, zip(*outcomes, strict=True)))
+    await apply(connection, metrics, Units(*map(np.concatenate, zip(*units, strict=True))), counted)
+    await keep_health(connection, batch, metrics, moved, counted)
 
 
 async def apply(
@@ -244,7 +244,8 @@ def units_of_moved(moved: Columns, metrics: Sequence[StoredMetric]) -> Units:
         arm = np.where(rows["at"] < _since(metric), 0, rows["arm"])
         old_arm = np.where(rows["old_at"] < _since(metric), 0, rows["old_arm"])
         units = Units(
-            *(number, rows["ordinal"], arm, rows["at"], old_arm, rows["old_at"]),
+            *(number, rows["ordinal"], arm, rows["at"], rows["profile"]),
+            *(old_arm, rows["old_at"], rows["old_profile"]),
             afresh=np.ones_like(number),
         )
         parts.append(units.at_rows(np.flatnonzero((arm != 0) | (old_arm != 0))))
@@ -257,7 +258,9 @@ def _units_of(fresh: Columns) -> Units:
     """The units, each once, that new outcomes touch; they stay where they are."""
     _, first = np.unique(unit_key(fresh["metric"], fresh["ordinal"]), return_index=True)
     rows = {name: column[first] for name, column in fresh.items()}
-    return Units.standing(rows["metric"], rows | {"at": rows["enrolled_at"]})
+    both = rows["arm_and_profile"]
+    place = {"arm": both & 0xFFFFFFFF, "at": rows["enrolled_at"], "profile": both >> 32}
+    return Units.standing(rows["metric"], rows | place)
 
 
 def _outcomes(rows: Columns) -> Outcomes:

@@ -103,6 +103,22 @@ _ADD_PART = """
     insert into metric_part (metric, part, experiment, run, event, aggregate, cap, begins, ends)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
+# Where the other version is one of the run's already, it has its values.
+_CHANGE_VERSION = """
+    update run_metric m set version = $2, closed_through = $3, covered = 0, late = 0
+    where m.id = $1 and not exists (
+        select from run_metric same
+        where (same.experiment, same.run, same.key, same.version)
+            = (m.experiment, m.run, m.key, $2)
+    )
+    returning m.id
+"""
+_CHANGE_CAP = "update metric_part set cap = $3 where metric = $1 and part = $2"
+_COUNT_ANEW: Final = (
+    "delete from metric_total where metric = $1",
+    "delete from metric_trail where metric = $1",
+    "delete from cell where metric = $1",
+)
 
 
 def block_of(at: datetime, block_seconds: int) -> int:
@@ -143,6 +159,7 @@ def _outcome(metric: Metric, window: timedelta) -> tuple[Kind, tuple[Part, ...]]
         case ProportionMetric():
             return "proportion", (part(metric.event, "any"),)
         case MeanMetric():
+            # One at a quantile is a number once it is resolved (`caps.py`), and none before.
             cap = None if isinstance(metric.cap, QuantileCap) else metric.cap
             return "mean", (part(metric.event, metric.aggregate, cap),)
         case RatioMetric():
@@ -217,6 +234,24 @@ async def add_metric(
                 for place, part in enumerate(metric.parts)
             ],
         )
+
+
+async def change_caps(
+    connection: Connection, metric: int, capped: RunMetric, started_at: datetime
+) -> None:
+    """Make a metric of a run its version with other caps, which is to be one of no quantile.
+
+    A state is what the outcomes of a unit came to before any cap. So the units keep their states
+    and opening balances, and a backfill counts them anew, also those whose raw events were dropped.
+    """
+    closed_through = capped.block_before(started_at)
+    changed = await connection.fetchval(_CHANGE_VERSION, metric, capped.version, closed_through)
+    if changed is None:
+        return
+    for place, part in enumerate(capped.parts):
+        await connection.execute(_CHANGE_CAP, metric, place, part.cap)
+    for statement in _COUNT_ANEW:
+        await connection.execute(statement, metric)
 
 
 async def read_metrics(

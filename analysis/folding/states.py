@@ -60,23 +60,25 @@ class Units(NamedTuple):
     """Units of a metric, a row for each: which, enrolled where and when, and where before.
 
     `old_arm` is 0 for those that the metric does not count yet, `arm` for those that it does not
-    count any more. `afresh` says that the state is made anew, from all outcomes. Times are
-    microseconds since 2000.
+    count any more. `profile` and `old_profile` say which segments it is counted in (`segments.py`).
+    `afresh` says that the state is made anew, from all outcomes. Times are microseconds since 2000.
     """
 
     metric: Integers
     ordinal: Integers
     arm: Integers
     at: Integers
+    profile: Integers
     old_arm: Integers
     old_at: Integers
+    old_profile: Integers
     afresh: Integers
 
     @classmethod
     def standing(cls, metric: Integers, rows: Columns) -> "Units":
-        """Units that stay where they are: columns `ordinal`, `arm` and `at`."""
-        arm, at = rows["arm"], rows["at"]
-        return cls(metric, rows["ordinal"], arm, at, arm, at, np.zeros(len(at), np.int64))
+        """Units that stay where they are: columns `ordinal`, `arm`, `at` and `profile`."""
+        place = rows["arm"], rows["at"], rows["profile"]
+        return cls(metric, rows["ordinal"], *place, *place, np.zeros(len(metric), np.int64))
 
     def at_rows(self, rows: Integers) -> "Units":
         """These units only."""

@@ -18,6 +18,7 @@ from analysis.folding.cells import ALL, CLOSED, Keys, distinct, keep_cells, read
 from analysis.folding.histogram import change_histograms
 from analysis.folding.mend import count_again
 from analysis.folding.metrics import StoredMetric
+from analysis.folding.segments import segments_of
 from analysis.folding.states import OPENING, States, Units, blocks_of, caps_of, unit_key
 from analysis.folding.tables import Table, grouped, merge_tables, remove_tables, worn
 from experiments.store import Connection
@@ -130,6 +131,7 @@ async def _bring_alike(
 
     counted = units.old_arm != 0
     same = counted & (units.arm == units.old_arm) & (units.at == units.old_at) & (had == has)
+    same &= units.profile == units.old_profile
     changed = np.flatnonzero(~(same & (old == new).all(axis=1)))
     if not len(changed):
         return []
@@ -138,10 +140,11 @@ async def _bring_alike(
     leaving, entering = np.flatnonzero(counted[changed]), np.flatnonzero(units.arm != 0)
     block = blocks_of(metrics, metric, units.at)
     old_block = blocks_of(metrics, metric, units.old_at)
-    await _count_late(connection, units.metric[block == CLOSED])
+    # Who leaves for no arm was erased, or counts no more: outcomes that came sooner change nothing.
+    await _count_late(connection, units.metric[(block == CLOSED) & (units.arm != 0)])
     came, went = (
-        _Scored(units.metric, block, units.arm, new),
-        _Scored(units.metric, old_block, units.old_arm, old),
+        _Scored(units.metric, block, units.arm, units.profile, new),
+        _Scored(units.metric, old_block, units.old_arm, units.old_profile, old),
     )
     quantile = np.array([m.made.kind == "quantile" for m in metrics])[metric]
     if quantile.any():
@@ -154,7 +157,10 @@ async def _bring_alike(
             before.places(),
             before.scores()[:, 0],
         )
-    return [await _change_cells(connection, metrics, came.at_rows(entering), went.at_rows(leaving))]
+    # Quantiles are not broken down: a report would need the histograms of all segments.
+    came = await _with_segments(connection, came.at_rows(entering), ~quantile[entering])
+    went = await _with_segments(connection, went.at_rows(leaving), ~quantile[leaving])
+    return [await _change_cells(connection, metrics, came, went)]
 
 
 def _is_touched(state: Floats) -> NDArray[np.bool_]:
@@ -183,11 +189,18 @@ class _Scored(NamedTuple):
     metric: Integers
     block: Integers
     arm: Integers
+    profile: Integers
     score: Floats
 
     def at_rows(self, rows: Integers) -> "_Scored":
         """These units only."""
-        return _Scored(self.metric[rows], self.block[rows], self.arm[rows], self.score[rows])
+        return _Scored(
+            self.metric[rows],
+            self.block[rows],
+            self.arm[rows],
+            self.profile[rows],
+            self.score[rows],
+        )
 
     def places(self) -> Keys:
         """The cells that they are in, each in two: that of its block, and that of all."""
@@ -200,6 +213,18 @@ class _Scored(NamedTuple):
     def scores(self) -> Floats:
         """Their scores, for each of these cells."""
         return np.concatenate([self.score, self.score])
+
+
+async def _with_segments(
+    connection: Connection, scored: _Scored, broken_down: NDArray[np.bool_]
+) -> _Scored:
+    """Units in their arms, and once more in those of their segments."""
+    profile = np.where(broken_down, scored.profile, 0)
+    segment = await segments_of(connection, scored.arm, profile)
+    if not len(segment.row):
+        return scored
+    again = scored.at_rows(segment.row)._replace(arm=segment.arm)
+    return _Scored(*(np.concatenate(both) for both in zip(scored, again, strict=True)))
 
 
 async def _change_cells(

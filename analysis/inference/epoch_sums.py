@@ -18,8 +18,10 @@ may have covariates. Which linear form of them is looked at, is known from the t
 the sum of squares w' M2 w whatever w is. One number is the case d = 1 with w = (1).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Final
 
 import msgspec
 
@@ -30,6 +32,9 @@ from analysis.inference.moments import EMPTY, Moments, conversions
 PRIOR_UNITS = 5.0
 """κ, the weight in units of the pooled variance, towards which that of an epoch is shrunk: of 5, 10
 and 20 the best coverage in simulations. It is in the terms: another κ needs new totals."""
+
+SMALL_EPOCH: Final = 100
+"""Units that an arm needs in an epoch, so that the epoch is no small one."""
 
 _NOTHING = Decimal(0)
 
@@ -68,6 +73,36 @@ class ArmSums(Additive, frozen=True):
     dd: Decimal = _NOTHING
 
 
+class BatchedArm(Additive, frozen=True):
+    """Sums over the epochs of one of two variants, as batched OLS (`batched.py`) weighs them.
+
+    With h = n0 n1/(n0 + n1), for n0 and n1 the epoch's units of the two, and with c and d as in
+    `ArmSums`, the sums over e are:
+
+    mean: Σ √h m, of each number.
+    own: Σ (h/n) c, of each pair of numbers, packed as in `Moments`.
+    lent: Σ (h/n) d.
+    shared: Σ (h/n) d s², of each pair, with s² the variance in the epoch within the two variants
+        together.
+    """
+
+    mean: tuple[Decimal, ...] = ()
+    own: tuple[Decimal, ...] = ()
+    lent: Decimal = _NOTHING
+    shared: tuple[Decimal, ...] = ()
+
+
+class BatchedSums(Additive, frozen=True):
+    """Sums over the epochs of two variants, for batched OLS.
+
+    root: Σ √h.
+    arms: the sums of either variant, by its key; empty where there is no such epoch.
+    """
+
+    root: Decimal = _NOTHING
+    arms: dict[str, BatchedArm] = msgspec.field(default_factory=dict)
+
+
 class EpochSums(Additive, frozen=True):
     """Sums over the epochs in which each of several variants has units, so that they compare.
 
@@ -75,14 +110,23 @@ class EpochSums(Additive, frozen=True):
     epochs: how many they are.
     epochs_left_out, units_left_out: the epochs in which some of these variants have units and
         others have none, and the units of these variants in them.
+    units_in_small: of the units of these variants, be they left out or not, those in epochs in
+        which one that has units has fewer than `SMALL_EPOCH`.
     arms: the sums of each variant, by its key; empty where there is no such epoch.
+    batched: of two variants, the sums for batched OLS.
+    null: of two variants whose units convert or do not, Σ N² p(1-p)/n of each, by its key: its
+        part of the variance where the two do not differ, p being the rate in the epoch of both
+        together. Empty of any other kind.
     """
 
     weight: int = 0
     epochs: int = 0
     epochs_left_out: int = 0
     units_left_out: int = 0
+    units_in_small: int = 0
     arms: dict[str, ArmSums] = msgspec.field(default_factory=dict)
+    batched: BatchedSums = BatchedSums()
+    null: dict[str, Decimal] = msgspec.field(default_factory=dict)
 
 
 class Population(Additive, frozen=True):
@@ -119,7 +163,9 @@ def of_epoch(
     return Population(
         units={key: arm.n for key, arm in arms.items()},
         contrasts={
-            key: _comparable(arms, (control, key), weight) for key in variants if key != control
+            key: _contrast(present, arms, (control, key), weight, kind)
+            for key in variants
+            if key != control
         },
         together=_comparable(arms, variants, weight),
     )
@@ -176,7 +222,57 @@ def _with_degrees(arm: ArmSums, f: float, df: int, m2: float) -> ArmSums:
 def _comparable(arms: Mapping[str, ArmSums], wanted: Sequence[str], weight: int) -> EpochSums:
     """An epoch's terms for a comparison of the wanted variants; `arms` are those with units."""
     present = {key: arms[key] for key in wanted if key in arms}
-    if len(present) == len(wanted):
-        return EpochSums(weight=weight, epochs=1, arms=present)
     units = sum(arm.n for arm in present.values())
-    return EpochSums(epochs_left_out=min(units, 1), units_left_out=units)
+    is_small = any(arm.n < SMALL_EPOCH for arm in present.values())
+    in_small = units if is_small else 0
+    if len(present) == len(wanted):
+        return EpochSums(weight=weight, epochs=1, units_in_small=in_small, arms=present)
+    return EpochSums(epochs_left_out=min(units, 1), units_left_out=units, units_in_small=in_small)
+
+
+def _contrast(
+    cells: Mapping[str, Moments],
+    arms: Mapping[str, ArmSums],
+    wanted: tuple[str, str],
+    weight: int,
+    kind: Kind,
+) -> EpochSums:
+    """An epoch's terms for the comparison of two variants, with those for batched OLS and, of a
+    proportion, for the variance of two that do not differ."""
+    sums = _comparable(arms, wanted, weight)
+    if sums.epochs == 0:
+        return sums
+    return msgspec.structs.replace(
+        sums,
+        batched=_batched({key: cells[key] for key in wanted}),
+        null=_null({key: arms[key] for key in wanted}, weight) if kind == "proportion" else {},
+    )
+
+
+def _null(arms: Mapping[str, ArmSums], weight: int) -> dict[str, Decimal]:
+    """An epoch's variances of two rates, as they are where the two do not differ."""
+    units = sum(arm.n for arm in arms.values())
+    converted = sum(arm.converted for arm in arms.values())
+    # From the counts of both, so that nothing is lost where nearly all converted.
+    variance = converted / units * ((units - converted) / units)
+    return {key: exact(weight * weight / arm.n * variance) for key, arm in arms.items()}
+
+
+def _batched(cells: Mapping[str, Moments]) -> BatchedSums:
+    """An epoch's terms for batched OLS, of two variants that both have units."""
+    one, other = cells.values()
+    h = one.n * (other.n / (one.n + other.n))
+    root = math.sqrt(h)
+    df_of_both = max(one.n + other.n - 2, 1)
+    both = [(x + y) / df_of_both for x, y in zip(one.m2, other.m2, strict=True)]
+    arms = {}
+    for key, cell in cells.items():
+        df = cell.n - 1
+        lent = h / cell.n * (PRIOR_UNITS / (df + PRIOR_UNITS))
+        arms[key] = BatchedArm(
+            mean=tuple(product(m, root) for m in cell.mean),
+            own=tuple(exact(h / cell.n * (cross / (df + PRIOR_UNITS))) for cross in cell.m2),
+            lent=exact(lent),
+            shared=tuple(exact(lent * variance) for variance in both),
+        )
+    return BatchedSums(root=exact(root), arms=arms)

@@ -12,8 +12,20 @@ from typing import Final, Literal
 import msgspec
 
 from analysis.inference.epoch_sums import ArmSums, EpochSums
+from analysis.inference.exact import quotient
 from analysis.inference.kinds import Kind, Method, Test
 from analysis.inference.linear import Scores, Weights, scores
+from analysis.inference.mover import Limits
+from analysis.inference.small_counts import (
+    SmallCounts,
+    SmallCountsOverEpochs,
+    Standardised,
+    agreeing,
+    are_few_in_effect,
+    are_small,
+    over_epochs,
+    small_counts,
+)
 from analysis.inference.tails import critical_value, log_p_two_sided, p_from_log, to_log10
 from analysis.inference.variance import ArmVariance, cautious_variance, weighted_mean_variance
 
@@ -28,14 +40,18 @@ Note = Literal[
     "constant_covariate",
     "few_units",
     "reallocated",
+    "approximate_small_epochs",
+    "fragile_weights",
+    "partial_trail",
 ]
 """Why a number is missing, or doubtful. The codes are stable.
 
 no_common_epoch: no epoch has units in both arms, so there is nothing to compare.
 too_few_units: an arm has too few units for a variance.
 zero_variance: no spread in either arm, so there is neither interval nor p-value.
-small_counts: an arm of a proportion has fewer than 10 conversions or fewer than 10 others, where
-    Wald's interval covers less than it says.
+small_counts: an arm of a proportion has fewer than 10 conversions or fewer than 10 others, in
+    several epochs also as they weigh there, so that Wald's interval covers less than it says, and
+    `small_counts.py` reads it.
 zero_control_mean: a lift over 0 is not defined.
 lift_interval_unbounded: the control mean cannot be told from 0, so the lift has no interval.
 zero_denominator: the denominators of an arm sum to 0, so its ratio is not defined.
@@ -44,9 +60,14 @@ few_units: an arm has fewer than 100 units, or a ratio whose numerator is made u
     of them in effect, and the interval is one for large samples.
 reallocated: quantiles are compared over all units together, which is not honest once the
     propensities have changed.
+approximate_small_epochs: traffic followed the outcomes in epochs of few units, which can only be
+    compared within epochs here: such a comparison holds for large epochs.
+fragile_weights: units of small propensity weigh so much that a few of them make the estimate.
+partial_trail: blocks that were closed before blocks were followed are not in the estimate.
 """
 
-_SMALL_COUNT: Final = 10
+_FEW_BEHIND: Final = 10
+"""Units behind the numerator of a ratio, in effect, from which on the same holds."""
 _LARGE_SAMPLE: Final = 100
 """Units of an arm from which on the normal approximation of a ratio, or of an adjusted mean, is
 relied on."""
@@ -70,7 +91,7 @@ class Comparison(msgspec.Struct, frozen=True):
     that has made the variance of the difference smaller (below 0 if larger). None without a
     covariate.
     `method`: how the difference was estimated; `test`: where interval and p-value come from, None
-    while there are none.
+    while there are none. Fisher's has no `statistic`.
     """
 
     n_control: int
@@ -115,15 +136,16 @@ def compare(
 
     d = Σ w_e (m1e - m0e), w_e the epoch's share of the units over the epochs in which both arms
     have units; its variance is V0 + V1 of `variance.weighted_mean_variance`. One epoch gives the
-    textbook answer: Wald's z for proportions (unpooled), Welch's t with Satterthwaite's degrees
-    of freedom for means. Several give the post-stratified estimate with sample-size weights
-    (Miratrix, Sekhon, Yu 2013); inverse-variance weights would be biased after a bandit. The units
-    of an epoch are those of all its variants: the weights are then the same for every comparison,
-    and do not depend on how well one arm did so far.
+    textbook answer: Wald's z for proportions (unpooled; `small_counts.py` where counts are small,
+    in one epoch or in several),
+    Welch's t with Satterthwaite's degrees of freedom for means. Several give the post-stratified
+    estimate with sample-size weights (Miratrix, Sekhon, Yu 2013); inverse-variance weights would be
+    biased after a bandit. The units of an epoch are those of all its variants: the weights are then
+    the same for every comparison, and do not depend on how well one arm did so far.
 
     A ratio is that of its standardised means, R = Σ w_e x_e / Σ w_e y_e. Its variance, and that of
     what is adjusted by a covariate, is the one of a linear form of the units' numbers
-    (`linear.py`), with the normal quantile.
+    (`linear.py`); in one epoch with Welch's t, too, in several with the normal quantile.
 
     Arguments:
         sums: over the epochs; those with one arm only are left out and counted.
@@ -156,7 +178,7 @@ def compare(
     # Rounded last, so that nothing is lost where both means are large and near each other.
     difference = float(score_1.level - score_0.level)
     notes: list[Note] = []
-    if kind == "proportion" and any(_has_small_count(arm) for arm in (arm_0, arm_1)):
+    if kind == "proportion" and any(_has_small_counts(arm, sums) for arm in (arm_0, arm_1)):
         notes.append("small_counts")
     if any(_is_small_sample(arm, sums.weight, kind) for arm in (arm_0, arm_1)):
         notes.append("few_units")
@@ -171,16 +193,28 @@ def compare(
         theta=None if read.theta is None else float(read.theta),
     )
 
+    if "small_counts" in notes and sums.epochs == 1:
+        counts = small_counts(arm_0.n, arm_0.converted, arm_1.n, arm_1.converted, alpha)
+        return _with_small_counts(msgspec.structs.replace(result, notes=tuple(notes)), counts)
     variances = _variances(sums, {key: score.weights for key, score in read.arms.items()}, kind)
     if variances is None or min(arm_0.n, arm_1.n) < 2:
         notes.append("too_few_units")
         return msgspec.structs.replace(result, notes=_with_lift_note(notes, result))
     of_control, of_treatment = variances[control], variances[treatment]
     variance = of_control.variance + of_treatment.variance
+    if "small_counts" in notes and sums.null:
+        rates = [
+            _standardised(sums, key, read.arms[key].level, variances[key].variance)
+            for key in (control, treatment)
+        ]
+        found = over_epochs(rates[0], rates[1], difference, alpha)
+        return _with_rates(msgspec.structs.replace(result, notes=tuple(notes)), found)
+    df = None if kind == "proportion" else _satterthwaite(variance, of_control, of_treatment)
     return with_interval(
         msgspec.structs.replace(
             result,
-            df=None if kind == "proportion" else _satterthwaite(variance, of_control, of_treatment),
+            df=df,
+            test=_test(kind, df),
             variance_reduction=_variance_reduction(sums, read, kind, variance),
             notes=tuple(notes),
         ),
@@ -207,7 +241,10 @@ def with_interval(
     variance = variance_control + variance_treatment
     if variance <= 0.0:
         return msgspec.structs.replace(
-            result, df=None, notes=_with_lift_note([*result.notes, "zero_variance"], result)
+            result,
+            df=None,
+            test=None,
+            notes=_with_lift_note([*result.notes, "zero_variance"], result),
         )
     std_error = math.sqrt(variance)
     statistic = result.difference / std_error
@@ -233,6 +270,71 @@ def with_interval(
         lift_ci_low=lift.ci_low,
         lift_ci_high=lift.ci_high,
         notes=result.notes if lift.note is None else (*result.notes, lift.note),
+    )
+
+
+def _with_small_counts(result: Comparison, counts: SmallCounts) -> Comparison:
+    """A comparison with the interval and the p-value for small counts; a lift's interval is
+    Fieller's about the same rates, made to agree with them about 0."""
+    lift = fieller(
+        counts.rate_control,
+        counts.rate_treatment - counts.rate_control,
+        counts.variance_control,
+        counts.variance_treatment,
+        critical_value(result.alpha, None),
+    )
+    return _tested(result, counts, lift, counts.test)
+
+
+def _with_rates(result: Comparison, counts: SmallCountsOverEpochs) -> Comparison:
+    """The same of small counts in several epochs; a lift's interval is that of their limits."""
+    return _tested(result, counts, lift_of_limits(counts.control, counts.treatment), "score")
+
+
+def _tested(
+    result: Comparison, counts: SmallCounts | SmallCountsOverEpochs, lift: Lift, test: Test
+) -> Comparison:
+    ends: tuple[float | None, float | None] = (None, None)
+    note: Note | None = "zero_control_mean" if result.lift is None else lift.note
+    if result.lift is not None and lift.ci_low is not None and lift.ci_high is not None:
+        low, high = agreeing(lift.ci_low, lift.ci_high, result.lift, rejected=counts.rejected)
+        ends = max(low, -1.0), high
+    return msgspec.structs.replace(
+        result,
+        std_error=counts.std_error,
+        statistic=counts.statistic,
+        ci_low=counts.ci_low,
+        ci_high=counts.ci_high,
+        p_value=p_from_log(counts.log_p),
+        log10_p_value=to_log10(counts.log_p),
+        lift_ci_low=ends[0],
+        lift_ci_high=ends[1],
+        test=test,
+        notes=result.notes if note is None else (*result.notes, note),
+    )
+
+
+def _has_small_counts(arm: ArmSums, sums: EpochSums) -> bool:
+    """Whether an arm of a proportion has. In several epochs a unit counts as it weighs."""
+    if are_small(arm.n, arm.converted):
+        return True
+    if sums.epochs == 1:
+        return False
+    rate = float(Fraction(arm.mean[0]) / sums.weight)
+    return are_few_in_effect(rate, _effective(arm, sums.weight))
+
+
+def _effective(arm: ArmSums, weight: int) -> float:
+    """The units of an arm in effect, (Σ w_e²/n_e)^-1."""
+    return 1.0 / quotient(arm.scale, weight**2)
+
+
+def _standardised(sums: EpochSums, key: str, rate: Fraction, variance: float) -> Standardised:
+    return Standardised(
+        rate=float(rate),
+        effective=_effective(sums.arms[key], sums.weight),
+        variance=variance,
+        null=quotient(sums.null[key], sums.weight**2),
     )
 
 
@@ -303,8 +405,41 @@ def fieller(
     return Lift(lift=lift, ci_low=ends[0], ci_high=ends[1], note=None)
 
 
-def _has_small_count(arm: ArmSums) -> bool:
-    return min(arm.converted, arm.n - arm.converted) < _SMALL_COUNT
+def lift_of_limits(control: Limits, treatment: Limits) -> Lift:
+    """The lift of a treatment with the interval that belongs to `mover.half_widths`: 0 is left out
+    by both or by neither.
+
+    Either end is Fieller's about the sides that the difference's end is made of; where that end is
+    a ratio of means of different signs, about the control's other side.
+    Source: Donner and Zou (2012), "Closed-form confidence intervals for functions of the normal
+    mean and standard deviation", on the ratio (MOVER-R).
+    """
+    difference = treatment.value - control.value
+    lift, scale = relative(difference, control.value), abs(control.value)
+    if lift is None:
+        return Lift(lift=None, ci_low=None, ci_high=None, note="zero_control_mean")
+    sign = math.copysign(1.0, control.value)
+    low_0, high_0 = control.below / scale, control.above / scale
+
+    def about(side: float, of_treatment: float) -> Lift:
+        of_treatment /= scale
+        return fieller(sign, lift, side * side, of_treatment * of_treatment, 1.0)
+
+    low, high = about(high_0, treatment.below), about(low_0, treatment.above)
+    if low.ci_low is not None and 1.0 + sign * low.ci_low < 0.0:
+        low = about(low_0, treatment.below)
+    if high.ci_high is not None and 1.0 + sign * high.ci_high < 0.0:
+        high = about(high_0, treatment.above)
+    if low.ci_low is None or high.ci_high is None:
+        return Lift(lift, None, None, "lift_interval_unbounded")
+    return Lift(lift, low.ci_low, high.ci_high, None)
+
+
+def _test(kind: Kind, df: float | None) -> Test:
+    """Where the interval of differences within epochs comes from."""
+    if kind == "proportion":
+        return "wald"
+    return "large_sample" if df is None else "welch"
 
 
 def _is_small_sample(arm: ArmSums, weight: int, kind: Kind) -> bool:
@@ -321,7 +456,7 @@ def _is_small_sample(arm: ArmSums, weight: int, kind: Kind) -> bool:
     mean, variance = Fraction(arm.mean[0]) / weight, Fraction(arm.spread[0]) / arm.n
     square = mean * mean
     behind = arm.n * square / (square + variance) if square else 0
-    return kind == "ratio" and behind < _SMALL_COUNT
+    return kind == "ratio" and behind < _FEW_BEHIND
 
 
 def _variances(

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from analysis.inference.blocks import next_block
 from analysis.inference.kinds import Goal, Kind
 from analysis.inference.moments import EMPTY, Moments, conversions, merge, scaled_to
 
@@ -267,17 +268,7 @@ def plug_in(rule: GuardRule, seen: Moments) -> float:
 def _check(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> int:
     if len(state.log_stakes) != len(rule.bets):
         raise ValueError("the state was not started by this rule: their grids differ")
-    block = cells[0].block
-    if any(cell.block != block for cell in cells):
-        raise ValueError("a step takes the cells of one block")
-    if state.last_block is not None and block <= state.last_block:
-        raise ValueError(f"block {block} does not come after block {state.last_block}")
-    if len({cell.epoch for cell in cells}) != len(cells):
-        raise ValueError(f"block {block} names an epoch twice")
-    for cell in cells:
-        if not all(0.0 <= e <= 1.0 for e in (cell.propensity_control, cell.propensity_treatment)):
-            raise ValueError(f"a propensity of block {block} lies outside [0, 1]")
-    return block
+    return next_block(cells, state.last_block)
 
 
 def _log_factors(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> list[float]:

@@ -12,5 +12,7 @@ Goal = Literal["increase", "decrease"]
 Method = Literal["within_epochs", "aipw"]
 """How a difference is estimated: by differences within epochs, or by AIPW scores block by block."""
 
-Test = Literal["wald", "agresti_caffo", "fisher", "welch", "large_sample", "order_statistics"]
+Test = Literal[
+    "wald", "agresti_caffo", "fisher", "score", "welch", "large_sample", "order_statistics"
+]
 """Where an interval and a p-value come from."""

@@ -18,7 +18,7 @@ The numbers of a unit come in this order: outcome (numerator and denominator of 
 covariates in the same order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -35,8 +35,25 @@ LEAST_DENOMINATOR: Final = Fraction(1, 10**30)
 Weights = tuple[Fraction, ...]
 """w of a form w'x."""
 
+Packed = Sequence[Decimal | float]
+"""Cross-products, packed as in `Moments`."""
+
 ITSELF: Final[Weights] = (Fraction(1),)
 """The form of one number: itself."""
+
+
+class ArmNumbers(msgspec.Struct, frozen=True):
+    """What is known of the numbers of an arm's units.
+
+    Arguments:
+        units: how many there are.
+        means: of each number, standardised over the epochs.
+        spread: cross-products of the numbers within the arm; covariates' slopes come from it.
+    """
+
+    units: int
+    means: Sequence[Fraction]
+    spread: Packed
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -69,37 +86,52 @@ class Scores(msgspec.Struct, frozen=True):
 
 
 def scores(sums: EpochSums, variants: Sequence[str], kind: Kind) -> Scores | None:
-    """How these arms are read.
+    """How these arms are read, from sums over epochs.
 
     Arguments:
         sums: over the epochs, at least one, in all of which these arms have units.
         variants: the keys of the arms.
+        kind, returns: as `read`.
+    """
+    arms = {variant: sums.arms[variant] for variant in variants}
+    return read(
+        {
+            variant: ArmNumbers(arm.n, _means(arm, sums.weight), arm.spread)
+            for variant, arm in arms.items()
+        },
+        kind,
+    )
+
+
+def read(arms: Mapping[str, ArmNumbers], kind: Kind) -> Scores | None:
+    """How arms are read.
+
+    Arguments:
+        arms: at least one, by variant, of as many numbers each.
         kind: of the metric; with it the number of numbers says whether there is a covariate.
 
     Returns:
         None where the mean denominator of an arm is 0, so that its ratio is not defined. θ is 0
         where the covariate does not vary, or is a ratio with a mean denominator of 0.
     """
-    arms = {variant: sums.arms[variant] for variant in variants}
     outcomes = {}
     for variant, arm in arms.items():
-        outcome = _outcome(_means(arm, sums.weight), kind)
+        outcome = _outcome(arm.means, kind)
         if outcome is None:
             return None
         outcomes[variant] = outcome
-    d = len(arms[variants[0]].mean)
+    d = len(next(iter(arms.values())).means)
     if d == _width(kind):
         plain = {key: Score(level, form, form) for key, (level, form) in outcomes.items()}
         return Scores(plain, None, (Fraction(0),) * d)
-    means = {variant: _means(arm, sums.weight) for variant, arm in arms.items()}
-    covariate = _covariate(list(means.values()), kind)
+    covariate = _covariate([arm.means for arm in arms.values()], kind)
     theta = _slope([(form, arms[key].spread) for key, (_, form) in outcomes.items()], covariate)
     shift = tuple(theta * v for v in covariate)
-    units = sum(arm.n for arm in arms.values())
-    centre = sum((arm.n * _dot(shift, means[key]) for key, arm in arms.items()), Fraction(0))
+    units = sum(arm.units for arm in arms.values())
+    centre = sum((arm.units * _dot(shift, arm.means) for arm in arms.values()), Fraction(0))
     adjusted = {
         key: Score(
-            level=level - _dot(shift, means[key]) + centre / units,
+            level=level - _dot(shift, arms[key].means) + centre / units,
             weights=tuple(w - s for w, s in zip(form, shift, strict=True)),
             unadjusted=form,
         )
@@ -108,7 +140,7 @@ def scores(sums: EpochSums, variants: Sequence[str], kind: Kind) -> Scores | Non
     return Scores(adjusted, theta, shift)
 
 
-def quadratic(weights: Weights, cross: Sequence[Decimal]) -> Fraction:
+def quadratic(weights: Weights, cross: Packed) -> Fraction:
     """w'Sw of a packed symmetric matrix S, exactly.
 
     Where w'x hardly varies the terms cancel, and what is left of the rounding that the entries of
@@ -159,7 +191,7 @@ def _ratio_form(numerator: Fraction, denominator: Fraction) -> Weights | None:
     return 1 / denominator, -numerator / denominator**2
 
 
-def _slope(arms: Iterable[tuple[Weights, Sequence[Decimal]]], covariate: Weights) -> Fraction:
+def _slope(arms: Iterable[tuple[Weights, Packed]], covariate: Weights) -> Fraction:
     """θ = Σ cov(outcome, z) / Σ var(z) over the arms, given the form of the outcome and the summed
     cross-products of each; 0 where z does not vary."""
     with_outcome, own = Fraction(0), Fraction(0)
@@ -169,7 +201,7 @@ def _slope(arms: Iterable[tuple[Weights, Sequence[Decimal]]], covariate: Weights
     return with_outcome / own if own > 0 else Fraction(0)
 
 
-def _bilinear(u: Weights, v: Weights, cross: Sequence[Decimal]) -> Fraction:
+def _bilinear(u: Weights, v: Weights, cross: Packed) -> Fraction:
     """u'Sv of a packed symmetric matrix S, exactly."""
     return sum(
         (

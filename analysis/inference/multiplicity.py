@@ -18,12 +18,41 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
     Raises:
         ValueError: for a p-value outside [0, 1].
     """
-    defined = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    if any(not 0.0 <= p <= 1.0 for p, _ in defined):
-        raise ValueError("a p-value lies between 0 and 1")
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (p, i) in enumerate(defined):
+    for rank, (p, i) in enumerate(sorted(_defined(p_values))):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p))
         adjusted[i] = largest
     return tuple(adjusted)
+
+
+def benjamini_hochberg(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Benjamini and Hochberg's step-up adjustment, in the order given; controls the false discovery
+    rate: of those adjusted to at most q, a share of at most q is false on average.
+
+    p_(i) adjusted = min over j >= i of min(1, m p_(j)/j), the p-values in rising order. It holds
+    for independent p-values, and for those that depend positively (Benjamini, Yekutieli 2001), as
+    those of variants that share a control do. One that is not defined (None) stays so and leaves
+    the family: an exploration has no plan that it would lend its share of alpha to.
+
+    Source: Benjamini, Hochberg (1995), "Controlling the false discovery rate: a practical and
+    powerful approach to multiple testing". Written out for the reason given at `holm`.
+
+    Raises:
+        ValueError: for a p-value outside [0, 1].
+    """
+    falling = sorted(_defined(p_values), reverse=True)
+    adjusted: list[float | None] = [None] * len(p_values)
+    smallest = 1.0
+    for rank, (p, i) in zip(range(len(falling), 0, -1), falling, strict=True):
+        smallest = min(smallest, len(falling) * p / rank)
+        adjusted[i] = smallest
+    return tuple(adjusted)
+
+
+def _defined(p_values: Sequence[float | None]) -> list[tuple[float, int]]:
+    """The p-values that are defined, each with its place."""
+    defined = [(p, i) for i, p in enumerate(p_values) if p is not None]
+    if any(not 0.0 <= p <= 1.0 for p, _ in defined):
+        raise ValueError("a p-value lies between 0 and 1")
+    return defined

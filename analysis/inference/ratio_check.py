@@ -96,7 +96,9 @@ def of_units(
     Raises:
         ValueError: when the propensities do not sum to 1, or a number is negative.
     """
-    _check(units, several, propensities)
+    if any(count < 0 for counts in (units, several) for count in counts.values()):
+        raise ValueError("a count of units is at least 0")
+    check_propensities(propensities)
     total = sum(units.values())
     if total == 0:
         return UnitSums()
@@ -148,11 +150,12 @@ def check_ratio(sums: UnitSums) -> RatioCheck:
     )
 
 
-def _check(
-    units: Mapping[str, int], several: Mapping[str, int], propensities: Mapping[str, float]
-) -> None:
-    if any(count < 0 for counts in (units, several) for count in counts.values()):
-        raise ValueError("a count of units is at least 0")
+def check_propensities(propensities: Mapping[str, float]) -> None:
+    """Refuse what are no propensities of an epoch.
+
+    Raises:
+        ValueError: when they do not sum to 1, or one is negative.
+    """
     if any(propensity < 0.0 for propensity in propensities.values()):
         raise ValueError("a propensity is at least 0")
     total = sum(propensities.values())

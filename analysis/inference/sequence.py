@@ -42,8 +42,9 @@ def always_valid(
     n_treatment: int,
     alpha: float = 0.05,
     decision_n: int = DECISION_N,
+    time: float | None = None,
 ) -> AlwaysValid:
-    """The two-sided asymptotic confidence sequence at n = n_control + n_treatment units.
+    """The two-sided asymptotic confidence sequence at time n.
 
     With ρ² = (-2 ln α + ln(1 - 2 ln α))/decision_n and t = difference/std_error,
     half-width = SE √n √(2(nρ²+1)/(nρ)² ln(√(nρ²+1)/α)) and
@@ -60,25 +61,20 @@ def always_valid(
         n_control, n_treatment: units behind the difference.
         alpha: bound on the chance of ever excluding the truth.
         decision_n: units at which a decision is expected.
+        time: n; n_control + n_treatment when None. Where the variance of a unit changes as the
+            allocation does, it is the variance so far over that of one unit at the beginning.
 
     Raises:
         ValueError: for an alpha outside (0, 1) or a decision_n below 1.
     """
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha lies strictly between 0 and 1, not at {alpha}")
-    if decision_n < 1:
-        raise ValueError(f"decision_n is at least 1, not {decision_n}")
+    rho2 = _rho2(alpha, decision_n)
     if difference is None or std_error is None or std_error <= 0.0:
         return AlwaysValid(valid=False)
     if min(n_control, n_treatment) < MIN_UNITS_PER_ARM:
         return AlwaysValid(valid=False)
-    n = n_control + n_treatment
-    rho2 = (-2.0 * math.log(alpha) + math.log1p(-2.0 * math.log(alpha))) / decision_n
-    grown = n * rho2 + 1.0
-    boundary = math.sqrt(2.0 * grown / (n * rho2) * (0.5 * math.log(grown) - math.log(alpha)))
-    half_width = std_error * boundary
-    t = difference / std_error
-    log_e = n * rho2 * t * t / (2.0 * grown) - 0.5 * math.log(grown)
+    n = n_control + n_treatment if time is None else time
+    half_width = std_error * _boundary(n, rho2, alpha)
+    log_e = _log_e(difference / std_error, n, rho2)
     return AlwaysValid(
         valid=True,
         ci_low=difference - half_width,
@@ -86,3 +82,41 @@ def always_valid(
         p_value=p_from_log(-log_e),
         log_e=log_e,
     )
+
+
+def boundary(n: float, alpha: float = 0.05, decision_n: int = DECISION_N) -> float:
+    """How many standard errors the sequence reaches to either side at time n.
+
+    Raises:
+        ValueError: as `always_valid`.
+    """
+    return _boundary(n, _rho2(alpha, decision_n), alpha)
+
+
+def log_e_value(
+    statistic: float, n: float, alpha: float = 0.05, decision_n: int = DECISION_N
+) -> float:
+    """ln of the e-value of a statistic at time n: -ln α where the boundary is.
+
+    Raises:
+        ValueError: as `always_valid`.
+    """
+    return _log_e(statistic, n, _rho2(alpha, decision_n))
+
+
+def _rho2(alpha: float, decision_n: int) -> float:
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha lies strictly between 0 and 1, not at {alpha}")
+    if decision_n < 1:
+        raise ValueError(f"decision_n is at least 1, not {decision_n}")
+    return (-2.0 * math.log(alpha) + math.log1p(-2.0 * math.log(alpha))) / decision_n
+
+
+def _boundary(n: float, rho2: float, alpha: float) -> float:
+    grown = n * rho2 + 1.0
+    return math.sqrt(2.0 * grown / (n * rho2) * (0.5 * math.log(grown) - math.log(alpha)))
+
+
+def _log_e(t: float, n: float, rho2: float) -> float:
+    grown = n * rho2 + 1.0
+    return n * rho2 * t * t / (2.0 * grown) - 0.5 * math.log(grown)

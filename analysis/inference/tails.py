@@ -3,10 +3,12 @@
 import math
 import sys
 
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 _LOG_2 = math.log(2.0)
 _LOG_10 = math.log(10.0)
+_FAR = 1e-16
+"""df/(df + t²) below which the leading term of a t tail is all of it that a float can hold."""
 
 
 def critical_value(alpha: float, df: float | None) -> float:
@@ -24,9 +26,9 @@ def critical_value(alpha: float, df: float | None) -> float:
 
 def log_p_two_sided(statistic: float, df: float | None) -> float:
     """ln of the two-sided p-value of a normal (`df` None) or Student statistic; never -inf."""
-    size = abs(statistic)
+    size = min(abs(statistic), sys.float_info.max)
     if df is None:
-        log_tail = float(stats.norm.logsf(size))
+        log_tail = max(float(special.log_ndtr(-size)), -sys.float_info.max)
     else:
         tail = float(stats.t.sf(size, df))
         log_tail = math.log(tail) if tail > sys.float_info.min else _log_t_tail(size, df)
@@ -49,7 +51,14 @@ def _log_t_tail(t: float, df: float) -> float:
     With h = (df + t²)/((df + 1) t), the length over which the density falls by e,
     P(T > t) = f(t) h ∫_0^∞ f(t + h v)/f(t) dv, and the integrand is about exp(-v).
     scipy's `t.logsf` is the log of `t.sf`, so -inf here.
+
+    P(T > t) = I_x(df/2, 1/2)/2 with x = df/(df + t²); where x is next to 0, that is
+    x^(df/2)/(df B(df/2, 1/2)), of which the logarithm is taken before t² can overflow.
+    Source: Abramowitz and Stegun (1964), 26.5.4 and 26.7.1.
     """
+    log_x = math.log(df) - 2.0 * math.log(t)
+    if log_x < math.log(_FAR):
+        return 0.5 * df * log_x - math.log(df) - float(special.betaln(0.5 * df, 0.5))
     h = (df + t * t) / ((df + 1.0) * t)
 
     def ratio(v: float) -> float:

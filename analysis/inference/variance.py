@@ -25,8 +25,9 @@ class ArmVariance(msgspec.Struct, frozen=True):
 
     Arguments:
         variance: Σ_e w_e² s_e²/n_e, in the metric's unit squared.
-        df: Satterthwaite's degrees of freedom of that variance; None for a form of several numbers,
-            which is itself an estimate, so that what is made of it holds for large samples only.
+        df: Satterthwaite's degrees of freedom of that variance; None for a form of several numbers
+            in several epochs, whose squares the sums do not know. In one epoch a form counts as one
+            number does: its weights are estimates, too, but of much less error.
         pooled: the arm's variance of one unit, pooled within epochs.
     """
 
@@ -74,14 +75,13 @@ def weighted_mean_variance(
         return None
     spread = quadratic(form, arm.spread)
     pooled = quotient(spread, total)
-    single = len(form) == 1
     if sums.epochs == 1:
         own = pooled if prior is None else _shrunk(quotient(spread), total, prior)
-        df = float(total) if single else None
-        return ArmVariance(variance=own / arm.n, df=df, pooled=pooled)
+        return ArmVariance(variance=own / arm.n, df=float(total), pooled=pooled)
     target = pooled if prior is None else prior
     square = sums.weight**2
     variance = quotient(quadratic(form, arm.own), square) + target * quotient(arm.lent, square)
+    single = len(form) == 1
     df = _satterthwaite(arm, sums.weight, total, target, variance) if single else None
     return ArmVariance(variance=variance, df=df, pooled=pooled)
 

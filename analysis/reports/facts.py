@@ -1,20 +1,25 @@
 """Reads what a report is made from: sums, counts and the ledger; never events, nor epochs."""
 
 import math
-from collections import defaultdict
+from datetime import datetime, timedelta
 
 import msgspec
 
 from analysis.control.guard import read_ledger
+from analysis.control.looks import read_looks
+from analysis.folding.caps import read_caps
 from analysis.folding.cells import ALL, CLOSED
 from analysis.folding.enrol import read_unit_sums
+from analysis.folding.health import read_health
+from analysis.folding.histogram import read_bins
 from analysis.folding.metrics import run_metric
-from analysis.inference.bins import edges
+from analysis.folding.segments import read_segments
+from analysis.folding.trails import read_trails
 from analysis.inference.epoch_sums import Population
 from analysis.inference.evidence import alarms, is_exact
-from analysis.inference.quantile import Bin
-from analysis.reports.report import Facts, GuardView, MetricFacts
+from analysis.reports.model import LATENESS, Facts, GuardView, MetricFacts
 from experiments import store
+from experiments.model import MeanMetric
 from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
@@ -22,25 +27,27 @@ _RUN = "select started_at, enrolments from run where experiment = $1 and number 
 _WATERMARK = "select nullif(watermark, '-infinity') from fold_position"
 _METRICS = """
     select m.id, m.key, m.version, m.kind, m.late, m.covered, m.since, t.block, t.sums
-    from run_metric m left join metric_total t on t.metric = m.id
+    from run_metric m left join metric_total t on t.metric = m.id and t.segment = 0
     where m.experiment = $1 and m.run = $2
 """
-# By variant: as many rows as there are buckets, from as many as there are in all epochs. Those are
-# epochs of the same propensities, so they were made by hand, and are few.
-_HISTOGRAM = """
-    select a.variant, h.bucket, sum(h.n)::bigint as n
-    from histogram h join arm a on a.id = h.arm
-    where h.metric = $1 and h.block = $2
-    group by a.variant, h.bucket having sum(h.n) > 0
-    order by h.bucket
-"""
 
 
-async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
+async def read_facts(
+    connection: Connection,
+    record: ExperimentRecord,
+    now: datetime | None = None,
+    lateness: timedelta = LATENESS,
+) -> Facts:
     """All that the report of the current run is made from.
 
     It is many reads: a transaction in which `record` was read, too, makes them of one moment.
+
+    Args:
+        now: when it is read; None where what has stopped arriving is not to be judged by it.
+        lateness: how late the controller lets an outcome come before it closes a block.
     """
+    definition = await read_caps(connection, record.id, record.run, record.definition)
+    record = msgspec.structs.replace(record, definition=definition)
     rolled_back = None
     if record.epoch:
         epoch = await store.get_epoch(connection, record.id, record.epoch)
@@ -63,13 +70,20 @@ async def read_facts(connection: Connection, record: ExperimentRecord) -> Facts:
         enrolled=enrolled,
         metrics=metrics,
         guard=await _guard(connection, record),
+        health=await read_health(connection, record.id, record.run),
+        now=now,
+        lateness=lateness,
     )
 
 
 async def _metrics(
     connection: Connection, record: ExperimentRecord, enrolments: int, *, reallocated: bool
 ) -> dict[str, MetricFacts]:
+    caps = {m.key: m.cap if isinstance(m, MeanMetric) else None for m in record.definition.metrics}
     wanted = {(m.key, m.version) for m in map(run_metric, record.definition.metrics)}
+    segments = await read_segments(connection, record.id, record.run)
+    trails = await read_trails(connection, record.id, record.run)
+    looks = await read_looks(connection, record.id, record.run)
     found: dict[str, MetricFacts] = {}
     for row in await connection.fetch(_METRICS, record.id, record.run):
         if (row["key"], row["version"]) not in wanted:
@@ -82,9 +96,13 @@ async def _metrics(
                 late=row["late"],
                 since=row["since"],
                 backfill=None if covered is None else covered / max(enrolments, 1),
-                values=await _histograms(connection, row["id"], ALL) if compares_values else {},
+                segments=segments.get(row["id"], {}),
+                trails=trails.get(row["id"], {}),
+                looks=looks.get(row["key"], {}),
+                cap=caps[row["key"]],
+                values=await read_bins(connection, row["id"], ALL) if compares_values else {},
                 finished_values=(
-                    await _histograms(connection, row["id"], CLOSED) if compares_values else {}
+                    await read_bins(connection, row["id"], CLOSED) if compares_values else {}
                 ),
             )
         if row["sums"] is not None:
@@ -93,15 +111,6 @@ async def _metrics(
             facts = msgspec.structs.replace(facts, **{name: sums})
         found[row["key"]] = facts
     return found
-
-
-async def _histograms(
-    connection: Connection, metric: int, block: int
-) -> dict[str, tuple[Bin, ...]]:
-    bins: dict[str, list[Bin]] = defaultdict(list)
-    for row in await connection.fetch(_HISTOGRAM, metric, block):
-        bins[row["variant"]].append(Bin(*edges(row["bucket"]), row["n"]))
-    return {variant: tuple(found) for variant, found in bins.items()}
 
 
 async def _guard(connection: Connection, record: ExperimentRecord) -> tuple[GuardView, ...]:

@@ -20,6 +20,7 @@ from analysis.folding.enrol import count_arms, make_room, read_moved
 from analysis.folding.fold import BY_INDEX, apply, units_of_moved
 from analysis.folding.metrics import read_metrics
 from analysis.folding.position import hold_moments
+from analysis.folding.segments import count_segments, forget_values
 from analysis.folding.values import Outcomes
 from experiments import overrides, store
 from experiments.store import Connection
@@ -38,10 +39,11 @@ _LOCK_METRICS: Final = """
 _LEAVE: Final = """
     with gone as (
         delete from enrolment where unit = $3 and unit_type = $2 and project = $1
-        returning experiment, run, ordinal, project, unit_type, unit, arm, at, several
+        returning experiment, run, ordinal, project, unit_type, unit, arm, at, several, profile
     )
     insert into moved
-    select experiment, run, ordinal, project, unit_type, unit, 0, at, several, arm, at, several
+    select experiment, run, ordinal, project, unit_type, unit, 0, at, several, 0,
+           arm, at, several, profile
     from gone
 """
 _COUNT_LEFT: Final = """
@@ -175,6 +177,8 @@ async def _leave_runs(connection: Connection, project: str, unit_type: str, unit
     if runs:
         await connection.execute(_COUNT_LEFT)
         await count_arms(connection)
+        await count_segments(connection)
+        await forget_values(connection)
         await connection.execute(_FORGET_OPENINGS)
         metrics = await read_metrics(connection, runs, ())
         nothing, no_value = np.empty(0, np.int64), np.empty(0, np.float64)

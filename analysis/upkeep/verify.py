@@ -20,6 +20,7 @@ import msgspec
 
 from analysis.folding.metrics import read_metrics
 from analysis.inference.ratio_check import UnitSums, of_units
+from analysis.inference.segments import LONGEST_VALUE
 from analysis.upkeep.differences import Difference, Findings, in_sums
 from analysis.upkeep.verify_metric import STATEMENT_TIMEOUT, compare_metric
 from experiments.allocation import Allocation, propensities
@@ -36,7 +37,7 @@ _PREPARE = """
     lock table exposure, outcome in access share mode;
     create temp table first_met (
         experiment bigint, run int, unit text collate "C", unit_type text, project text,
-        epoch int, variant text, at timestamptz, several boolean, ordinal bigint
+        epoch int, variant text, at timestamptz, several boolean, segments int[], ordinal bigint
     ) on commit drop;
     create temp table seen (
         ordinal bigint, part int, a double precision, b double precision, a_gross double precision,
@@ -50,30 +51,62 @@ _RUNS = """
     order by x.id, r.number
 """
 _KEPT_FROM = "select nullif(kept_from, '-infinity') from fold_position"
-# A unit counts by its first exposure; of two at one time by that of the lower epoch. A unit that
-# should be enrolled and is not gets a negative ordinal, so that it still is counted.
+# A unit counts by its first exposure; of two at one time by that of the lower epoch. Of two that
+# differ in nothing but attributes either may be the one. Those of one that was dropped are known by
+# the segments that stand. A unit that should be enrolled and is not gets a negative ordinal, so
+# that it still is counted.
 _FIRST_MET = """
     insert into first_met
+    with stands as (
+        select e.*, coalesce(p.segments, '{}') as segments
+        from enrolment e left join profile p on p.id = e.profile
+        where e.experiment = any($1)
+    ),
+    met as (
+        select x.experiment, x.run, x.unit collate "C" as unit, x.unit_type, x.project,
+               x.epoch, x.variant, x.at, false as several, mine.segments
+        from exposure x
+        join segment s on s.id = x.segment and s.folded_at is not null
+        join epoch p on p.experiment = x.experiment and p.number = x.epoch and p.run = x.run
+        cross join lateral (
+            select coalesce(
+                array_agg(number.of order by number.of) filter (where number.of is not null), '{}'
+            ) as segments
+            from run_attribute a
+            cross join lateral (
+                select case jsonb_typeof(x.attributes -> a.name)
+                    when 'number' then trim_scale((x.attributes ->> a.name)::numeric)::text
+                    else x.attributes ->> a.name
+                end as plain
+            ) as given
+            left join unit_segment own
+                on own.attribute = a.id and length(given.plain) <= $2
+               and own.value = case jsonb_typeof(x.attributes -> a.name)
+                   when 'number' then given.plain else (x.attributes -> a.name)::text end
+            left join unit_segment other on other.attribute = a.id and other.other
+            cross join lateral (select coalesce(own.id, other.id) as of) as number
+            where a.experiment = x.experiment and a.run = x.run
+              and jsonb_typeof(x.attributes -> a.name) in ('string', 'number', 'boolean')
+        ) as mine
+        where x.experiment = any($1)
+        union all
+        select e.experiment, e.run, e.unit, e.unit_type, e.project,
+               a.epoch, a.variant, e.opening_at, e.opening_several, e.segments
+        from stands e join arm a on a.id = e.opening_arm
+    )
     select f.*, coalesce(e.ordinal, -row_number() over ())
     from (
-        select distinct on (experiment, run, unit)
-               experiment, run, unit, unit_type, project, epoch, variant, at,
-               bool_or(several) over same or min(variant) over same <> max(variant) over same
-        from (
-            select x.experiment, x.run, x.unit collate "C" as unit, x.unit_type, x.project,
-                   x.epoch, x.variant, x.at, false as several
-            from exposure x
-            join segment s on s.id = x.segment and s.folded_at is not null
-            join epoch p on p.experiment = x.experiment and p.number = x.epoch and p.run = x.run
-            where x.experiment = any($1)
-            union all
-            select e.experiment, e.run, e.unit, e.unit_type, e.project,
-                   a.epoch, a.variant, e.opening_at, e.opening_several
-            from enrolment e join arm a on a.id = e.opening_arm
-            where e.experiment = any($1)
-        ) as met
-        window same as (partition by experiment, run, unit)
-        order by experiment, run, unit, at, epoch, variant
+        select distinct on (met.experiment, met.run, met.unit)
+               met.experiment, met.run, met.unit, met.unit_type, met.project, met.epoch,
+               met.variant, met.at,
+               bool_or(met.several) over same or min(variant) over same <> max(variant) over same,
+               met.segments
+        from met
+        left join stands e
+            on e.unit = met.unit and e.experiment = met.experiment and e.run = met.run
+        window same as (partition by met.experiment, met.run, met.unit)
+        order by met.experiment, met.run, met.unit, met.at, met.epoch, met.variant,
+                 met.segments is distinct from e.segments
     ) as f
     left join enrolment e
         on e.unit = f.unit and e.experiment = f.experiment and e.run = f.run
@@ -82,16 +115,19 @@ _ENROLMENTS = """
     select coalesce(f.experiment, e.experiment) as experiment, coalesce(f.run, e.run) as run,
            coalesce(f.unit, e.unit) as unit,
            f.variant as f_variant, f.epoch as f_epoch, f.at as f_at, f.several as f_several,
+           f.segments as f_segments,
            e.variant as e_variant, e.epoch as e_epoch, e.at as e_at, e.several as e_several,
-           count(*) over () as found
+           e.segments as e_segments, count(*) over () as found
     from first_met f
     full join (
-        select e.*, a.epoch, a.variant
-        from enrolment e left join arm a on a.id = e.arm
+        select e.*, a.epoch, a.variant, coalesce(p.segments, '{}') as segments
+        from enrolment e
+        left join arm a on a.id = e.arm
+        left join profile p on p.id = e.profile
         where e.experiment = any($1)
     ) as e on e.unit = f.unit and e.experiment = f.experiment and e.run = f.run
-    where (f.variant, f.epoch, f.at, f.several) is distinct from
-          (e.variant, e.epoch, e.at, e.several)
+    where (f.variant, f.epoch, f.at, f.several, f.segments) is distinct from
+          (e.variant, e.epoch, e.at, e.several, e.segments)
     order by 1, 2, 3 limit $2
 """
 _NUMBERED = """
@@ -105,6 +141,16 @@ _ARMS_MET = """
 """
 _ARMS = """
     select experiment, run, epoch, variant, units, several from arm where experiment = any($1)
+"""
+_SEGMENTS_MET = """
+    select f.experiment, f.run, f.epoch, f.variant, s.segment, count(*) as units
+    from first_met f cross join lateral unnest(f.segments) as s (segment)
+    group by f.experiment, f.run, f.epoch, f.variant, s.segment
+"""
+_SEGMENTS = """
+    select a.experiment, a.run, a.epoch, a.variant, s.segment, s.units
+    from segment_arm s join arm a on a.id = s.arm
+    where a.experiment = any($1) and s.units <> 0
 """
 _ALLOCATIONS = """
     select experiment, number, allocation from epoch
@@ -195,10 +241,11 @@ async def verify(
         findings = Findings(MOST_NAMED)
         ids = sorted({identity for identity, _ in runs})
         progress(f"exposures of {len(ids):,} experiments")
-        await connection.execute(_FIRST_MET, ids, timeout=STATEMENT_TIMEOUT)
+        await connection.execute(_FIRST_MET, ids, LONGEST_VALUE, timeout=STATEMENT_TIMEOUT)
         await connection.execute("analyze first_met", timeout=STATEMENT_TIMEOUT)
         await _compare_enrolments(connection, ids, runs, findings)
         units = await _compare_arms(connection, ids, runs, findings)
+        await _compare_segments(connection, ids, runs, findings)
         metrics = await read_metrics(connection, runs, [])
         filling_in, cells = [], 0
         for number, metric in enumerate(metrics, 1):
@@ -269,13 +316,14 @@ async def _compare_enrolments(
 
 
 def _enrolment(row: asyncpg.Record, whose: str) -> str:
-    variant, epoch, at, several = (
-        row[f"{whose}_{name}"] for name in ("variant", "epoch", "at", "several")
+    variant, epoch, at, several, segments = (
+        row[f"{whose}_{name}"] for name in ("variant", "epoch", "at", "several", "segments")
     )
     if at is None:
         return "none"
     met = "of several variants" if several else "of one variant"
-    return f"variant {variant} in epoch {epoch} at {at.isoformat()} {met}"
+    of = f", segments {', '.join(map(str, segments))}" if segments else ""
+    return f"variant {variant} in epoch {epoch} at {at.isoformat()} {met}{of}"
 
 
 async def _compare_arms(
@@ -297,6 +345,28 @@ async def _compare_arms(
         for found in in_sums(f"{run.name}, units over epochs", run.unit_sums, sums[key]):
             findings.add(found)
     return sum(n for counts in met.values() for n, _ in counts.values())
+
+
+async def _compare_segments(
+    connection: Connection, ids: Sequence[int], runs: Mapping[Run, _Known], findings: Findings
+) -> None:
+    """Compare units by variant, epoch and segment."""
+    met, kept = (
+        {
+            (row["experiment"], row["run"], row["epoch"], row["variant"], row["segment"]): row
+            for row in rows
+        }
+        for rows in (
+            await _fetch(connection, _SEGMENTS_MET),
+            await _fetch(connection, _SEGMENTS, ids),
+        )
+    )
+    for place in sorted(met.keys() | kept.keys()):
+        stands, should = (found[place]["units"] if place in found else 0 for found in (kept, met))
+        if stands != should:
+            name = runs[place[:2]].name
+            where = f"{name}, epoch {place[2]}, variant {place[3]}, segment {place[4]}"
+            findings.add(Difference(where, "number of units", str(stands), str(should)))
 
 
 async def _unit_sums(

@@ -13,9 +13,9 @@ import asyncpg
 from analysis.folding.aggregates import WIDTH
 from analysis.folding.cells import ALL, CLOSED, moments_of
 from analysis.folding.metrics import StoredMetric
-from analysis.folding.totals import read_total
+from analysis.folding.totals import read_total, terms_of
 from analysis.inference.bins import GAMMA, LEAST, SHIFT
-from analysis.inference.epoch_sums import Population, of_epoch
+from analysis.inference.epoch_sums import Population
 from analysis.inference.moments import Moments, pairs
 from analysis.upkeep.differences import (
     RELATIVE,
@@ -153,16 +153,19 @@ _STATES = """
     order by ordinal, place limit $5
 """
 _CELLS = """
-    select epoch, variant, coalesce(extract(epoch from block)::bigint, 0) as block,
+    select epoch, variant, segment, coalesce(extract(epoch from block)::bigint, 0) as block,
            grouping(block) = 1 as every, i, j, count(*) as n, avg(x) as mean,
            covar_pop(y, x) * count(*) as product, sqrt(avg(gross * gross)) as gross
     from (
-        select f.epoch, f.variant, p.i, p.j,
+        select f.epoch, f.variant, of.segment, p.i, p.j,
                case when b.begins > to_timestamp($5) then b.begins end as block,
                least(coalesce(s.score, 0), p.cap) as x,
                least(coalesce(t.score, 0), p.other_cap) as y,
                coalesce(s.gross, 0) as gross
         from first_met f
+        cross join lateral unnest(
+            case when $11 then array[0] || f.segments else array[0] end
+        ) as of (segment)
         cross join unnest(
             $7::int[], $8::int[], $9::double precision[], $10::double precision[]
         ) as p (i, j, cap, other_cap)
@@ -174,15 +177,22 @@ _CELLS = """
         where f.experiment = $1 and f.run = $2
           and ($3::bigint is null or f.ordinal < $3) and ($4::timestamptz is null or f.at >= $4)
     ) as unit
-    group by grouping sets ((i, j, epoch, variant, block), (i, j, epoch, variant))
+    group by grouping sets (
+        (i, j, epoch, variant, segment, block), (i, j, epoch, variant, segment)
+    )
 """
 _CELLS_KEPT = """
-    select c.block, a.epoch, a.variant, c.n, c.mean, c.m2
-    from cell c join arm a on a.id = c.arm where c.metric = $1
+    select c.block, a.epoch, a.variant, coalesce(s.segment, 0) as segment, c.n, c.mean, c.m2
+    from cell c
+    left join segment_arm s on s.id = c.arm
+    join arm a on a.id = coalesce(s.arm, c.arm)
+    where c.metric = $1
 """
+_SEGMENTS_SUMMED = "select distinct segment from metric_total where metric = $1"
 # Values within 1e-9 of a boundary, measured in buckets, are in one bucket or in its neighbour.
 _BUCKETS = """
-    select epoch, variant, coalesce(extract(epoch from block)::bigint, 0) as block,
+    select epoch, variant, 0 as segment,
+           coalesce(extract(epoch from block)::bigint, 0) as block,
            grouping(block) = 1 as every, low, high, count(*) as n
     from (
         select f.epoch, f.variant,
@@ -214,10 +224,12 @@ class Place(NamedTuple):
     block: int
     epoch: int
     variant: str
+    segment: int = 0
 
     def __str__(self) -> str:
         block = {ALL: "all blocks", CLOSED: "closed blocks"}.get(self.block, f"block {self.block}")
-        return f"epoch {self.epoch}, variant {self.variant}, {block}"
+        segment = f", segment {self.segment}" if self.segment else ""
+        return f"epoch {self.epoch}, variant {self.variant}{segment}, {block}"
 
 
 Cells: TypeAlias = Mapping[Place, Moments]
@@ -245,8 +257,10 @@ async def compare_metric(
             findings.add(found)
     if metric.made.kind == "quantile":
         await _compare_histograms(connection, where, metric, findings)
-    for block in (CLOSED, ALL):
-        await _compare_total(connection, where, plan, metric, block, kept, findings)
+    summed = {row["segment"] for row in await _fetch(connection, _SEGMENTS_SUMMED, metric.id)}
+    for segment in sorted({0} | summed | {place.segment for place in kept}):
+        for block in (CLOSED, ALL):
+            await _compare_total(connection, where, plan, metric, (block, segment), kept, findings)
     return len(recounted)
 
 
@@ -312,7 +326,7 @@ async def _compare_states(
 
 async def _cells_kept(connection: Connection, metric: StoredMetric) -> dict[Place, Moments]:
     return {
-        Place(row["block"], row["epoch"], row["variant"]): moments_of(row)
+        Place(row["block"], row["epoch"], row["variant"], row["segment"]): moments_of(row)
         for row in await _fetch(connection, _CELLS_KEPT, metric.id)
     }
 
@@ -330,6 +344,7 @@ async def _recount_cells(connection: Connection, metric: StoredMetric) -> dict[P
         [j for _, j in pairs(d)],
         [caps[i] for i, _ in pairs(d)],
         [caps[j] for _, j in pairs(d)],
+        metric.made.kind != "quantile",
     )
     by_pair: dict[Place, dict[tuple[int, int], asyncpg.Record]] = defaultdict(dict)
     for row in rows:
@@ -348,7 +363,8 @@ async def _recount_cells(connection: Connection, metric: StoredMetric) -> dict[P
 
 
 def _place(row: asyncpg.Record) -> Place:
-    return Place(ALL if row["every"] else row["block"], row["epoch"], row["variant"])
+    block = ALL if row["every"] else row["block"]
+    return Place(block, row["epoch"], row["variant"], row["segment"])
 
 
 async def _compare_histograms(
@@ -380,23 +396,26 @@ async def _compare_total(
     where: str,
     plan: Experiment,
     metric: StoredMetric,
-    block: int,
+    summed: tuple[int, int],
     cells: Cells,
     findings: Findings,
 ) -> None:
-    """The sums over epochs are those of the cells as they stand, to the last digit."""
-    where = f"{where}, {'closed' if block == CLOSED else 'all'} blocks"
+    """The sums over epochs of a block and segment are those of the cells as they stand, to the last
+    digit."""
+    block, segment = summed
+    of_segment = f", segment {segment}" if segment else ""
+    where = f"{where}{of_segment}, {'closed' if block == CLOSED else 'all'} blocks"
     epochs: dict[int, dict[str, Moments]] = defaultdict(dict)
     for place, moments in cells.items():
-        if place.block == block:
+        if (place.block, place.segment) == summed:
             epochs[place.epoch][place.variant] = moments
     should = Population()
     for of_variants in epochs.values():
         try:
-            should += of_epoch(of_variants, list(plan.weights), plan.control.key, metric.made.kind)
+            should += terms_of(of_variants, plan, metric.made.kind, segment)
         except ValueError as error:
             findings.add(Difference(where, "a cell", str(error), "one of zeros and ones"))
             return
-    stands = await read_total(connection, metric.id, block)
+    stands = await read_total(connection, metric.id, block, segment)
     for found in in_sums(where, stands, should):
         findings.add(found)

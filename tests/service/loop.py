@@ -179,7 +179,7 @@ class Service:
         """The report of an experiment."""
         async with self.pool.acquire() as connection:
             record = await lifecycle.find(connection, project, key)
-            return make_report(await read_facts(connection, record))
+            return make_report(await read_facts(connection, record, self.clock.now, LATENESS))
 
     async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         """What is in the tables."""

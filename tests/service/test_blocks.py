@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from analysis.folding import blocks
 from analysis.folding.cells import ALL, CLOSED
 from analysis.folding.metrics import block_of
 from tests.service.loop import LATENESS, Service, after, definition, mean, metric
@@ -113,6 +114,30 @@ async def test_once_all_journals_are_withdrawn_the_watermark_follows_the_clock(
     assert timedelta(seconds=30) <= row["behind"] < timedelta(seconds=40)
 
 
+async def test_a_backlog_of_blocks_is_closed_over_several_ticks(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "MOST_CELLS", 10)
+    record = await service.begin(definition("x", mean("spent", event="buy", window=f"{WINDOW}s")))
+    await service.ship(
+        [
+            service.exposure(record, f"u{number}", "ab"[number % 2], after(number % 60))
+            for number in range(240)
+        ]
+    )
+    left, finished = "select from cell where block > 0", "select n from cell where block = 0"
+    await service.tick()
+    open_cells = [len(await service.fetch(left))]
+    while open_cells[-1]:
+        await service.settle(200)
+        open_cells.append(len(await service.fetch(left)))
+        assert 0 < open_cells[-2] - open_cells[-1] <= 10
+    assert len(open_cells) > 3
+    assert [row["n"] for row in await service.fetch(finished)] == [120, 120]
+    async with service.pool.acquire() as connection:
+        await check(connection)
+
+
 async def test_closing_keeps_the_moments_and_few_cells(service: Service) -> None:
     data = definition("x", mean("spent", event="buy", window=f"{WINDOW}s"))
     record = await service.begin(data)
@@ -160,7 +185,8 @@ async def test_what_comes_after_closing_is_counted_as_late_and_changes_no_eviden
     assert await service.fetch("select state from guard_ledger") == evidence
     report = await service.report("x")
     assert report.metrics[0].late_changes == 3
-    assert any(note.startswith("3 values changed after") for note in report.notes)
+    [late] = [check for check in report.quality if check.code == "late_changes"]
+    assert late.explanation.startswith("3 values changed after")
     assert {v: arm.finished for v, arm in report.metrics[0].arms.items()} == {"a": 5, "b": 2}
     async with service.pool.acquire() as connection:
         await check(connection)

@@ -58,7 +58,7 @@ def fitting(door: Door) -> str:
         return "evaluate"
     if door.path.startswith(("/v1/outcomes", "/v1/exposures")):
         return "record"
-    return "read" if door.method == "GET" else "write"
+    return "read" if door.method == "GET" or door.path == "/v1/plan" else "write"
 
 
 async def knock(client: httpx.AsyncClient, door: Door, **headers: str) -> httpx.Response:

@@ -204,15 +204,13 @@ async def test_a_unit_that_comes_again_is_a_new_one(
     await counted(service)
 
 
-async def test_what_was_decided_from_before_is_counted_as_late(
-    service: Service, shop: ExperimentRecord
-) -> None:
+async def test_an_erased_unit_is_no_late_change(service: Service, shop: ExperimentRecord) -> None:
     await live(service, shop)
     await service.settle(1_000)
     assert await service.fetch("select from cell where block > 0") == []
     await erased(service, ("user", "unit-3"))
     rows = await service.fetch("select distinct late from run_metric")
-    assert [row["late"] for row in rows] == [1]
+    assert [row["late"] for row in rows] == [0]
     await counted(service)
 
 

@@ -301,7 +301,7 @@ async def test_the_report_compares_the_held_with_all_others(service: Service) ->
     assert comparison.treatment == "open"
     assert comparison.fixed.mean_control == pytest.approx(clicked["held"] / met["held"])
     assert comparison.fixed.mean_treatment == pytest.approx(clicked["open"] / met["open"])
-    assert report.conclusion.startswith("The plan supports a winner over the control: open")
+    assert report.conclusion.startswith("Ship open. open is better on")
     assert (await service.find("$holdout")).state == "running", "nothing is rolled back here"
     async with service.pool.acquire() as connection:
         await check(connection)

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -215,7 +215,7 @@ async def both(
                     ControlPlane(pool, redis, clock, rng.randbytes),
                     plane,
                     LocalPlane(plane, FlagSets(), Epochs(pool), pool),
-                    AnalysisPlane(pool),
+                    AnalysisPlane(pool, clock, timedelta(seconds=5)),
                     Operation(health, metrics_of(registry), requests),
                     gate,
                 )

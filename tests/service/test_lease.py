@@ -7,11 +7,20 @@ import asyncpg
 import pytest
 
 from analysis.control.lease import Lease, LostLeaseError
+from analysis.folding.pause import PIECE, Pause
 from experiments import store
 from tests.service.loop import Service, Visitors, definition, metric, rates
 
 SHORT = timedelta(seconds=1)
 LONG = timedelta(seconds=30)
+# A slow fold is one in which the lease runs out.
+_SLOW = """
+    create function outlive() returns trigger language plpgsql as $$ begin
+        update lease set expires_at = clock_timestamp() - interval '1 ms';
+        return new;
+    end $$;
+    create trigger outlive after update on segment for each row execute function outlive()
+"""
 _EXPIRE = "update lease set expires_at = clock_timestamp() - interval '1 ms'"
 
 
@@ -137,6 +146,22 @@ async def test_a_process_that_freezes_in_a_transaction_is_cut_off(
         frozen.terminate()
 
 
+async def test_who_works_long_between_statements_is_not_taken_for_frozen(
+    service: Service,
+) -> None:
+    first = lease("first", SHORT)
+    async with service.pool.acquire() as connection:
+        await first.take(connection)
+        async with connection.transaction():
+            await first.hold(connection)
+            pause = Pause(connection)
+            for _ in range(5):
+                await asyncio.sleep(SHORT.total_seconds() / 3)
+                await pause.after(PIECE)
+            await note(connection, "first")
+    assert await notes(service) == ["first"]
+
+
 async def test_each_transaction_prolongs_the_lease(service: Service) -> None:
     """So that in a tick that takes long the last of many experiments has its turn, too."""
     first = lease("first")
@@ -149,6 +174,35 @@ async def test_each_transaction_prolongs_the_lease(service: Service) -> None:
         "select expires_at > clock_timestamp() + $1 as long from lease", SHORT * 20
     )
     assert row["long"]
+
+
+async def test_a_transaction_that_takes_longer_than_a_lease_lives_does_not_end_the_term(
+    service: Service,
+) -> None:
+    """Else a fold that takes long would cost the tick its decisions, each time anew."""
+    first, second = lease("first", SHORT), lease("second")
+    async with service.pool.acquire() as one, service.pool.acquire() as other:
+        assert await first.take(one) == 1
+        async with one.transaction():
+            await first.hold(one)
+            await one.execute("select pg_sleep(1.2)")
+            takeover = asyncio.create_task(second.take(other))
+            await first.prolong(one)
+        assert await takeover is None
+        async with one.transaction():
+            assert await first.hold(one) == 1
+
+
+async def test_in_a_tick_whose_fold_takes_long_decisions_are_taken_all_the_same(
+    service: Service,
+) -> None:
+    await service.begin(definition("x", metric("ok", "guardrail")))
+    visitors = Visitors(service, "x", seed=1)
+    for _ in range(12):
+        await visitors.come(40, {"ok": rates(a=0.9, b=0.1)})
+    await service.execute(_SLOW)
+    await service.settle()
+    assert [epoch.state for epoch in await service.epochs("x")] == ["running", "rolled_back"]
 
 
 async def test_however_many_controllers_tick_harm_is_rolled_back_once(service: Service) -> None:

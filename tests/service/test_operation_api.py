@@ -154,7 +154,8 @@ async def test_every_reference_of_the_document_leads_somewhere(turnout: Turnout)
 
     names = {reference.rpartition("/")[2] for reference in references(found)}
     assert names <= set(found["components"]["schemas"])
-    assert {"Experiment", "AssignRequest", "OutcomeItem", "Report"} <= names
+    assert {"Experiment", "AssignRequest", "OutcomeItem", "Report", "PlanRequest", "Plan"} <= names
+    assert {"Verdict", "QualityCheck", "Breakdown", "PlannedReading", "BayesianReading"} <= names
 
 
 async def test_every_type_of_problem_is_in_the_catalogue(turnout: Turnout) -> None:

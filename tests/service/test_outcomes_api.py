@@ -1,6 +1,8 @@
 """`POST /v1/outcomes`: what came of it, kept once, refused item by item; and the report on it."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from analysis.reports import api as reports_api
+from analysis.reports.model import Facts
+from analysis.reports.report import Report, make_report
 from tests.running import Turnout, eventually, problem
 
 
@@ -348,6 +353,38 @@ async def test_a_report_is_markdown_for_whoever_asks(turnout: Turnout) -> None:
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
     assert answer.text.startswith(f"# {key}, run 1\n")
     assert "No units yet: nothing is known." in answer.text
+
+
+async def test_a_report_is_csv_for_whoever_asks(turnout: Turnout) -> None:
+    key = await turnout.start()
+    answer = await turnout.client("analyst").get(
+        f"/v1/experiments/{key}/report", headers={"Accept": "text/csv"}
+    )
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    header, *rows = answer.text.splitlines()
+    assert header.startswith("experiment,run,metric,role,kind,goal,treatment,control,attribute,")
+    assert all(row.startswith(f"{key},1,") for row in rows)
+    assert rows
+
+
+async def test_while_a_report_is_made_others_are_answered(
+    turnout: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await turnout.start()
+    begun, answered = threading.Event(), threading.Event()
+
+    def slow(facts: Facts) -> Report:
+        begun.set()
+        assert answered.wait(5), "nobody is answered meanwhile"
+        return make_report(facts)
+
+    monkeypatch.setattr(reports_api, "make_report", slow)
+    client = turnout.client("analyst")
+    report = asyncio.create_task(client.get(f"/v1/experiments/{key}/report"))
+    assert await asyncio.to_thread(begun.wait, 5)
+    assert (await client.get(f"/v1/experiments/{key}")).status_code == 200
+    answered.set()
+    assert (await report).status_code == 200
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html, */*;q=0.5", ""])

@@ -111,7 +111,7 @@ async def test_a_reallocation_does_not_bias_it_though_pooled_counts_go_astray(
     assert found.difference == pytest.approx(0, abs=1e-12)
     assert found.p_value == pytest.approx(1)
     assert found.mean_control == pytest.approx(0.3)  # of a population of two equal days
-    assert report.conclusion.startswith("No winner")
+    assert report.verdict.action == "keep_running"
     assert report.epochs == 2
     assert any("never pooled over epochs" in note for note in report.notes)
 
@@ -124,7 +124,7 @@ async def test_a_difference_survives_a_reallocation_that_would_hide_it(service: 
     assert (840 / 2_000) > (560 / 2_000)  # pooled, the treatment looks worse
     report = await service.report("x")
     assert comparison(report).difference == pytest.approx(0.1)
-    assert report.conclusion.startswith("The plan supports a winner over the control: b")
+    assert report.conclusion.startswith("Ship b. b is better on click")
 
 
 async def test_units_are_checked_against_the_propensities_of_their_epochs(
@@ -170,9 +170,26 @@ async def test_before_its_windows_have_passed_it_asks_for_patience(service: Serv
     await service.tick()
     waiting = await service.report("x")
     assert comparison(waiting).p_value == pytest.approx(0, abs=1e-9)
-    assert waiting.conclusion.startswith("Keep running: too few finished units, 0 of the 100")
+    assert "b on click has too few finished units, 0 of the 100" in waiting.conclusion
+    assert waiting.verdict.action == "keep_running"
     await service.settle(2 * 3_600)
-    assert "supports a winner" in (await service.report("x")).conclusion
+    assert (await service.report("x")).verdict.action == "ship"
+
+
+async def test_it_says_about_how_long_the_run_still_takes(service: Service) -> None:
+    plan = {"effect": {"relative": 0.1}}
+    await service.begin(definition("x", metric("click", "primary"), analysis=plan))
+    visitors = Visitors(service, "x", seed=4)
+    await visitors.come(1_000, {"click": rates(a=0.3, b=0.31)}, seconds=100)
+    await service.settle(10)
+    report = await service.report("x")
+    verdict = report.verdict
+    assert verdict.action == "keep_running"
+    assert verdict.more_units is not None
+    seconds = verdict.more_units / (1_000 / 110) + 2  # the window of the metric
+    assert verdict.more_seconds == pytest.approx(seconds, rel=0.05)
+    assert report.conclusion.startswith("Keep running, about ")
+    assert "to tell the plan's effect of" in verdict.what_would_change_it
 
 
 async def test_a_guardrail_shows_its_evidence_and_a_rollback_its_reason(service: Service) -> None:
@@ -236,7 +253,7 @@ async def test_a_number_that_is_not_defined_is_null(service: Service, case: str)
     assert all(math.isfinite(number) for number in numbers(data))
     assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
     assert "nan" not in render(report).lower().split()
-    assert not report.conclusion.startswith("The plan supports")
+    assert report.verdict.action != "ship"
     assert (await service.find("x")).state == "running"
 
 

@@ -545,3 +545,10 @@ async def test_cut_off_in_the_middle_of_a_segment(
     await shipper.ship_once()
     assert await values(pool) == [1, 2]
     assert await pool.fetchval("select count(*) from exposure") == 1
+
+
+async def test_all_who_see_a_new_day_at_once_have_it(pool: asyncpg.Pool) -> None:
+    for number in range(20):
+        day = NOW.date() + timedelta(days=100 + number)
+        await asyncio.gather(*(pool.execute("select ensure_day($1)", day) for _ in range(4)))
+        assert await pool.fetchval("select to_regclass($1)", f"outcome_{day:%Y%m%d}") is not None

@@ -11,6 +11,7 @@ from analysis.folding.metrics import run_metric
 from experiments import store
 from experiments.allocation import initial
 from experiments.definition import parse_definition
+from experiments.model import Experiment
 from tests.service.loop import LATENESS, SHOP, START, Service, after, definition, metric
 from tests.service.recount import check
 from turnout.migrate import migrate, migrations
@@ -21,6 +22,10 @@ _EXPERIMENT = """
     insert into experiment (project, key, state, revision, run, epoch, definition, created_at,
                             updated_at)
     values ('shop', 'x', 'running', 1, 1, 1, $2, $1, $1) returning id
+"""
+_REVISION = """
+    insert into revision (experiment, number, definition, at, actor, reason)
+    values ($2, 1, $3, $1, 'k', 'r')
 """
 _RUN = """
     insert into run (experiment, number, salt, started_at, analysed_revision)
@@ -54,13 +59,32 @@ _OUTCOMES = """
 """
 
 
-async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
-    database_url: str, redis_url: str, tmp_path: Path
-) -> None:
-    first = tmp_path / "first"
+def _first_release(folder: Path) -> Path:
+    """The migrations of the first release."""
+    first = folder / "first"
     first.mkdir()
     [origin] = [file for file in migrations() if file.name == "0001_the_loop.sql"]
     shutil.copy(Path(__file__).parents[2] / "migrations" / origin.name, first)
+    return first
+
+
+async def _begun(service: Service, old: Experiment) -> int:
+    """An experiment that the first release has started and taken in; its id."""
+    await service.execute(_PROJECT, START)
+    text = msgspec.json.encode(old).decode()
+    [row] = await service.fetch(_EXPERIMENT, START, text)
+    number: int = row["id"]
+    await service.execute(_REVISION, START, number, text)
+    await service.execute(_RUN, START, number)
+    split = msgspec.json.encode(initial(old.weights, 1.0)).decode()
+    await service.execute(_EPOCH, START, number, split)
+    return number
+
+
+async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    first = _first_release(tmp_path)
     async with (
         asyncpg.create_pool(database_url, min_size=1, max_size=4) as pool,
         Redis.from_url(redis_url) as redis,
@@ -70,12 +94,7 @@ async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
         service = Service(pool, redis)
         old = parse_definition(definition("x", metric("click", window="2s")))
         [click] = map(run_metric, old.metrics)
-        await service.execute(_PROJECT, START)
-        [row] = await service.fetch(_EXPERIMENT, START, msgspec.json.encode(old).decode())
-        number: int = row["id"]
-        await service.execute(_RUN, START, number)
-        split = msgspec.json.encode(initial(old.weights, 1.0)).decode()
-        await service.execute(_EPOCH, START, number, split)
+        number = await _begun(service, old)
         closed = click.last_closed(after(100), LATENESS)
         await service.execute(
             _METRIC, number, click.key, click.version, click.window, click.block_seconds, closed
@@ -110,3 +129,26 @@ async def test_what_the_first_release_kept_is_folded_again_and_nothing_is_late(
             news = await store.load_publication(connection, SHOP, 7)
             assert news is not None
             assert [live.record.key for live in news.experiments] == ["x"]
+
+
+async def test_a_run_that_had_begun_without_units_is_broken_down_afterwards(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        asyncpg.create_pool(database_url, min_size=1, max_size=4) as pool,
+        Redis.from_url(redis_url) as redis,
+    ):
+        async with pool.acquire() as connection:
+            await migrate(connection, _first_release(tmp_path))
+        service = Service(pool, redis)
+        data = definition("x", metric("click", "primary", window="2s"), record=["country"])
+        await _begun(service, parse_definition(data))
+        async with pool.acquire() as connection:
+            await migrate(connection)
+        record = await service.find("x")
+        await service.ship(
+            [service.exposure(record, "u1", "a", after(1), attributes={"country": "DE"})]
+        )
+        await service.settle()
+        [found] = (await service.report("x")).breakdowns
+        assert [c.segment.value for c in found.segments] == ["DE"]

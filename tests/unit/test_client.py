@@ -85,7 +85,7 @@ def test_a_key_of_a_wrong_form_never_becomes_another_path(doors: OneExperiment, 
         with pytest.raises(ClientError, match="404"):
             list(apply(client, [{"key": key}]))
         with pytest.raises(ClientError, match="404"):
-            report(client, key, as_json=True)
+            report(client, key, "application/json")
     assert all(path.startswith("/v1/experiments") for path in doors.paths)
     assert not any(mark in path for path in doors.paths for mark in "?# ")
 

@@ -121,6 +121,10 @@ def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
         {"when_stale": {"after": "30s", "do": "control"}},
         {"when_stale": {"after": "30d", "do": "control"}},
         {"analysis": {"reading": "fixed", "units": 1_000}},
+        {"analysis": {"units": 100_000}},
+        with_metric(role="secondary", cap={"quantile": 0.9999}),
+        with_metric(role="primary", cap={"quantile": 0.99})
+        | {"analysis": {"reading": "fixed", "units": 2_000}},
         with_variants(CONTROL | {"weight": 1}, OTHER | {"weight": 0}),
         with_variants(CONTROL | {"value": 1}, OTHER | {"value": 1.5}),
         with_variants(CONTROL | {"value": False}, OTHER | {"value": True}),
@@ -161,6 +165,10 @@ def test_the_example_of_the_design_without_these_is_right() -> None:
 
 
 # Wrong
+
+FIXED = {"reading": "fixed", "units": 100}
+PLANNED = {"reading": "planned", "units": 100}
+BAYESIAN = {"reading": "bayesian"}
 
 STRUCTURE: list[tuple[dict[str, Any], Wrong]] = [
     ({"key": None}, {("key", "type")}),
@@ -321,7 +329,53 @@ MEANING: list[tuple[dict[str, Any], Wrong]] = [
     ),
     # analysis
     ({"analysis": {"reading": "fixed"}}, {("analysis.units", "missing")}),
-    ({"analysis": {"units": 100}}, {("analysis.units", "conflict")}),
+    ({"analysis": {"reading": "planned"}}, {("analysis.units", "missing")}),
+    (
+        with_metric(role="primary", cap={"quantile": 0.99}) | {"analysis": FIXED},
+        {("metrics[1].cap", "conflict")},
+    ),
+    (
+        with_metric(role="primary", cap={"quantile": 0.99})
+        | {"analysis": {"reading": "planned", "units": 9_000}},
+        {("metrics[1].cap", "conflict")},
+    ),
+    (
+        with_metric(role="primary", cap={"quantile": 0.999})
+        | {"analysis": {"reading": "fixed", "units": 19_999}},
+        {("metrics[1].cap", "conflict")},
+    ),
+    (with_metric(cap={"quantile": 2}), {("metrics[1].cap.quantile", "value")}),
+    (
+        with_metric(role="secondary", cap={"quantile": 0.99991}),
+        {("metrics[1].cap.quantile", "value")},
+    ),
+    ({"analysis": {"reading": "bayesian", "units": 100}}, {("analysis.units", "conflict")}),
+    ({"analysis": FIXED, "policy": THOMPSON}, {("analysis.reading", "conflict")}),
+    ({"analysis": PLANNED, "policy": THOMPSON}, {("analysis.reading", "conflict")}),
+    ({"analysis": {"looks": [0.5, 1]}}, {("analysis.looks", "conflict")}),
+    ({"analysis": FIXED | {"looks": [1]}}, {("analysis.looks", "conflict")}),
+    ({"analysis": PLANNED | {"looks": [0.5, 0.5, 1]}}, {("analysis.looks[1]", "value")}),
+    ({"analysis": PLANNED | {"looks": [0.5, 0.2, 1]}}, {("analysis.looks[1]", "value")}),
+    ({"analysis": PLANNED | {"looks": [0.5, 0.505, 1]}}, {("analysis.looks[1]", "value")}),
+    ({"analysis": PLANNED | {"looks": [0.5, 0.9]}}, {("analysis.looks[1]", "value")}),
+    ({"analysis": PLANNED | {"looks": [0, 1]}}, {("analysis.looks[0]", "value")}),
+    ({"analysis": {"effect": {}}}, {("analysis.effect", "value")}),
+    ({"analysis": {"effect": {"relative": 0}}}, {("analysis.effect.relative", "value")}),
+    ({"analysis": {"effect": {"absolute": -1}}}, {("analysis.effect.absolute", "value")}),
+    (
+        {"analysis": {"effect": {"absolute": 1, "relative": 1}}},
+        {("analysis.effect", "conflict")},
+    ),
+    ({"analysis": BAYESIAN | {"caring": {}}}, {("analysis.caring", "value")}),
+    (
+        {"analysis": BAYESIAN | {"caring": {"relative": -1}}},
+        {("analysis.caring.relative", "value")},
+    ),
+    ({"analysis": {"caring": {"absolute": 1}}}, {("analysis.caring", "conflict")}),
+    ({"analysis": {"prior": {"a": 2}}}, {("analysis.prior", "conflict")}),
+    ({"analysis": BAYESIAN | {"prior": {"a": 0}}}, {("analysis.prior.a", "value")}),
+    ({"analysis": BAYESIAN | {"prior": {"b": 1e308}}}, {("analysis.prior.b", "value")}),
+    ({"analysis": BAYESIAN | {"prior": {"lift_sd": 1e-9}}}, {("analysis.prior.lift_sd", "value")}),
 ]
 
 WHOLE_ASSIGNMENT: list[tuple[dict[str, Any], Wrong]] = [
@@ -347,6 +401,12 @@ NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
         {("metrics[1].kind", "unsupported")},
     ),
     (with_metric(covariate="14d"), {("metrics[1].covariate", "unsupported")}),
+    (with_metric(cap={"quantile": 0.9}), {("metrics[1].cap", "unsupported")}),
+    (
+        with_metric(role="secondary", cap={"quantile": 0.9})
+        | {"policy": THOMPSON | {"metric": "spend"}},
+        {("metrics[1].cap", "unsupported")},
+    ),
     (
         {
             "metrics": [CLICK, SPEND | {"role": "secondary", "covariate": "1d"}],
@@ -365,8 +425,6 @@ NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
     ({"guard": {"action": "pause"}}, {("guard.action", "unsupported")}),
     ({"guard": {"action": "alert"}}, {("guard.action", "unsupported")}),
     ({"guard": {"action": "rollback_variant"}}, {("guard.action", "unsupported")}),
-    ({"analysis": {"reading": "planned", "units": 9}}, {("analysis.reading", "unsupported")}),
-    ({"analysis": {"reading": "bayesian"}}, {("analysis.reading", "unsupported")}),
     # and what is wrong inside is named too
     (
         {"policy": {"kind": "ramp", "steps": []}},
@@ -440,6 +498,7 @@ SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
             ("layer.slots", "value"),
             ("guard.action", "unsupported"),
             ("analysis.units", "missing"),
+            ("analysis.reading", "conflict"),
         },
     ),
 ]
@@ -504,7 +563,12 @@ def test_yaml_that_means_something_else_is_explained() -> None:
     assert "quotes" in found["variants[0].value.True"]
 
 
-NOT_BUILT_TOGETHER = {"metrics[*].kind", "metrics[*].covariate", "policy.metric"}
+NOT_BUILT_TOGETHER = {
+    "metrics[*].kind",
+    "metrics[*].covariate",
+    "metrics[*].cap",
+    "policy.metric",
+}
 """Supported as such, and not for a guardrail or for a bandit."""
 
 
@@ -528,6 +592,8 @@ def test_every_unsupported_feature_is_covered_above() -> None:
         {"policy": THOMPSON, "salt": "s#1", "tags": ["a"], "record": ["b"], "traffic": 0.3},
         with_metric(margin={"relative": 0.05}, cap=500, aggregate="count"),
         {"analysis": {"reading": "fixed", "units": 10}},
+        {"analysis": PLANNED | {"looks": [0.3, 1], "effect": {"relative": 0.1}}},
+        {"analysis": BAYESIAN | {"prior": {"lift_sd": 0.3}, "caring": {"absolute": 0.001}}},
         {"layer": {"key": "l", "slots": [5, 10]}, "stickiness": "sticky"},
         {"targeting": {"and": [{">": [{"var": "age"}, 17.0]}, {"!!": {"var": "vip"}}]}},
         {"when_stale": {"after": "10m", "do": "control"}},
@@ -665,3 +731,14 @@ def test_damage_anywhere_is_named_and_never_crashes(
     if not problems:
         experiment = parse_definition(data)
         assert parse_definition(definition_to_builtins(experiment)) == experiment
+
+
+def test_a_bandit_that_was_read_at_looks_before_that_was_refused_may_still_be_changed() -> None:
+    stored = msgspec.structs.replace(
+        parse_definition(GOOD | {"analysis": FIXED}),
+        policy=parse_definition(GOOD | {"policy": THOMPSON}).policy,
+    )
+    assert apply_patch(stored, {"name": "another"}).name == "another"
+    with pytest.raises(ProblemError) as refused:
+        apply_patch(stored, {"policy": {"floor": 0.1}})
+    assert [problem.path for problem in refused.value.errors] == ["analysis.reading"]

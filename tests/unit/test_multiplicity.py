@@ -1,8 +1,14 @@
+"""Adjusted p-values: Holm for what was planned, Benjamini-Hochberg for what is explored."""
+
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from analysis.inference.multiplicity import holm
+from analysis.inference.multiplicity import benjamini_hochberg, holm
+
+Adjust = Callable[[Sequence[float | None]], tuple[float | None, ...]]
 
 
 def test_the_three_campaigns() -> None:
@@ -17,14 +23,25 @@ def test_what_is_not_defined_stays_in_the_family() -> None:
     assert holm([None]) == (None,)
 
 
-def test_agrees_with_statsmodels() -> None:
+def test_what_is_not_defined_leaves_an_exploration() -> None:
+    assert benjamini_hochberg([None, 0.02, None, 0.03]) == (None, 0.03, None, 0.03)
+    assert benjamini_hochberg([]) == ()
+    assert benjamini_hochberg([None]) == (None,)
+
+
+@pytest.mark.parametrize(
+    ("adjust", "method"), [(holm, "holm"), (benjamini_hochberg, "fdr_bh")], ids=["holm", "bh"]
+)
+def test_agrees_with_statsmodels(adjust: Adjust, method: str) -> None:
     rng = np.random.default_rng(1)
     for size in (1, 2, 3, 7, 20):
         p_values = np.round(rng.random(size) ** 3, 2).tolist()  # rounded, so that some tie
-        _, adjusted, *_ = multipletests(p_values, method="holm")
-        assert holm(p_values) == pytest.approx(adjusted.tolist())
+        _, adjusted, *_ = multipletests(p_values, method=method)
+        assert adjust(p_values) == pytest.approx(adjusted.tolist())
 
 
-def test_what_is_refused() -> None:
+@pytest.mark.parametrize("adjust", [holm, benjamini_hochberg])
+@pytest.mark.parametrize("p_value", [float("nan"), -0.1, 1.1])
+def test_what_is_refused(adjust: Adjust, p_value: float) -> None:
     with pytest.raises(ValueError, match="p-value"):
-        holm([float("nan")])
+        adjust([p_value])

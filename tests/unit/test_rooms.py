@@ -20,7 +20,9 @@ ROOMS_OF_ANALYSIS = {
     "folding": {"folding", "inference"},
     "upkeep": {"upkeep", "folding", "inference"},
     "control": {"control", "upkeep", "folding", "inference"},
+    "planning": {"planning", "folding", "inference"},
     "reports": {"reports", "control", "folding", "inference"},
+    "library": {"library", "reports", "control", "folding", "inference"},
 }
 """Within `analysis`: which of its rooms imports which."""
 IMPURE = {"asyncio", "asyncpg", "random", "time", "os", "socket", "redis"}

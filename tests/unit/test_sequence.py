@@ -1,14 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
-from analysis.inference.estimate import cautious_std_error, compare
 from analysis.inference.sequence import always_valid
-from tests.unit.samples import at_most, contrast, proportion
 
 
 def test_the_formula_at_one_point() -> None:
@@ -71,73 +67,3 @@ def test_what_is_refused() -> None:
         always_valid(0.1, 0.1, 100, 100, alpha=0.0)
     with pytest.raises(ValueError, match="decision_n"):
         always_valid(0.1, 0.1, 100, 100, decision_n=0)
-
-
-def _a_a_false_positives(runs: int, seed: int) -> tuple[float, float]:
-    """A/A at a rate of .1, 100 looks at 200 units each: (sequence, z test at each look)."""
-    rng = np.random.default_rng(seed)
-    looks, per_look = 100, 100
-    x = rng.binomial(per_look, 0.1, (2, runs, looks)).cumsum(axis=2)
-    n = per_look * np.arange(1, looks + 1)
-    p = x / n
-    difference = p[1] - p[0]
-    std_error = np.sqrt((p * (1 - p)).sum(axis=0) / n)
-    naive = (np.abs(difference) > stats.norm.isf(0.025) * std_error).any(axis=1).mean()
-    crossed = 0
-    for differences, errors in zip(difference.tolist(), std_error.tolist(), strict=True):
-        crossed += any(
-            (r := always_valid(d, se, units, units)).log_e is not None
-            and r.log_e >= -math.log(0.05)
-            for d, se, units in zip(differences, errors, n.tolist(), strict=True)
-        )
-    return crossed / runs, float(naive)
-
-
-def test_a_a_under_100_looks() -> None:
-    runs = 1_000
-    sequence, naive = _a_a_false_positives(runs, seed=4)
-    assert sequence <= at_most(0.05, runs)
-    assert naive > 0.25
-
-
-@pytest.mark.calibration
-def test_a_a_under_100_looks_at_full_size() -> None:
-    runs = 20_000
-    sequence, naive = _a_a_false_positives(runs, seed=5)
-    assert sequence <= at_most(0.05, runs)
-    assert naive > 0.3
-
-
-def _rare_a_a_false_positives(runs: int, seed: int) -> tuple[float, float]:
-    """A/A at a rate of .004 with a treatment of 5 %, 40 looks: (cautious, own variances)."""
-    rng = np.random.default_rng(seed)
-    crossed = [0, 0]
-    for _ in range(runs):
-        n = rng.multinomial(500, (0.95, 0.05), 40).cumsum(axis=0)
-        x = rng.binomial(np.diff(n, axis=0, prepend=[[0, 0]]), 0.004).cumsum(axis=0)
-        alarms = np.zeros(2, dtype=bool)
-        for (n0, n1), (x0, x1) in zip(n.tolist(), x.tolist(), strict=True):
-            cells = [(proportion(n0, x0), proportion(n1, x1))]
-            sums = contrast(cells, "proportion")
-            own = compare(sums, "a", "b", "proportion")
-            errors = (cautious_std_error(sums, "a", "b", "proportion"), own.std_error)
-            for place, error in enumerate(errors):
-                reading = always_valid(own.difference, error, n0, n1)
-                alarms[place] |= reading.p_value is not None and reading.p_value <= 0.05
-        crossed = [count + int(alarm) for count, alarm in zip(crossed, alarms, strict=True)]
-    return crossed[0] / runs, crossed[1] / runs
-
-
-def test_a_a_with_a_small_variant_and_a_rare_outcome() -> None:
-    runs = 100
-    cautious, naive = _rare_a_a_false_positives(runs, seed=6)
-    assert cautious <= at_most(0.05, runs)
-    assert naive > 0.4
-
-
-@pytest.mark.calibration
-def test_a_a_with_a_small_variant_and_a_rare_outcome_at_full_size() -> None:
-    runs = 3_000
-    cautious, naive = _rare_a_a_false_positives(runs, seed=7)
-    assert cautious <= at_most(0.05, runs)
-    assert naive > 0.5

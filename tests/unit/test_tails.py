@@ -38,6 +38,16 @@ def test_the_far_tail_goes_on_where_floats_end() -> None:
     assert far - farther == pytest.approx(50.0 * math.log(10.0), rel=1e-9)
 
 
+def test_a_variance_near_the_least_float_makes_a_small_p_and_no_warning() -> None:
+    for size in (1e160, 1e308, math.inf):
+        for df in (None, 1.5, 40.0):
+            assert -1.8e308 <= log_p_two_sided(size, df) < -500.0
+    # The two forms of the tail meet, and both are the exact one of two degrees of freedom.
+    for t in (1e7, 9.9e7, 1.1e8, 1e12):
+        exact = math.log(1.0 / (t * t * (1.0 + 2.0 / (t * t))))
+        assert _log_t_tail(t, 2.0) == pytest.approx(exact - math.log(2.0), rel=1e-9)
+
+
 def test_p_is_small_but_never_zero() -> None:
     assert p_from_log(-1e6) > 0.0
     assert p_from_log(0.1) == 1.0
