@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot
+.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot calibrate
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+EXPERIMENTS ?= 10000
+calibrate: $(VENV)/.installed
+	$(BIN)/python -m bench.calibration --experiments $(EXPERIMENTS) --write README.md
 
 EVENTS ?= 20000000
 bench-ingest: $(VENV)/.installed
