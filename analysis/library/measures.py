@@ -54,7 +54,7 @@ class Measurable(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: for what the metric cannot be.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # the four kinds of metrics each say their own
 
 
 class Proportion(Measurable, frozen=True):
