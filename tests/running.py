@@ -30,7 +30,7 @@ from turnout.service import run
 from turnout.settings import Settings
 
 T = TypeVar("T")
-PATIENCE: Final = 15.0
+PATIENCE: Final = 60.0  # a bound, not a wait: machines that run tests may be busy
 _numbers = count(1)
 
 

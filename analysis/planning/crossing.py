@@ -16,6 +16,7 @@ motion and general boundaries", Journal of Applied Probability 34.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -24,9 +25,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(240)
+_NODES: Final = 240
 FAR: Final = 12.0
 """Standard deviations beyond which a bound stops nothing that a plan is about."""
+
+
+@cache
+def _rule() -> tuple[Array, Array]:
+    """Nodes and weights of Gauss and Legendre. They take a while, and only plans need them."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return nodes, weights
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -66,11 +74,12 @@ def course(times: Sequence[float], bounds: Sequence[float], *, continuous: bool)
         bounds: of |B|, at each of them, above 0.
         continuous: whether it is looked at between them, too (from the first of them on).
     """
+    nodes, node_weights = _rule()
     places: list[Array] = []
     mass: list[Array] = []
     for number, (t, bound) in enumerate(zip(times, bounds, strict=True)):
         reach = min(bound, FAR * math.sqrt(t))
-        y, dy = reach * _NODES, reach * _NODE_WEIGHTS
+        y, dy = reach * nodes, reach * node_weights
         if number == 0:
             density = np.exp(-0.5 / t * y**2) / math.sqrt(2.0 * math.pi * t)
         else:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -17,7 +18,11 @@ from turnout.embedded.folder import Folder, orphans
 from turnout.settings import Process
 
 TURNOUT = Path(sys.executable).parent / "turnout"
-PATIENCE = 60.0  # a bound, not a wait: machines that run tests may be busy
+PATIENCE = 120.0  # a bound, not a wait: machines that run tests may be busy
+
+PLAIN = ssl.create_default_context()
+"""For clients of ours, which speak plain HTTP: each would read all certificates for a context of
+its own, which takes longer than its requests."""
 
 Variables = Mapping[str, str]
 
@@ -71,11 +76,17 @@ class Up:
     """A `turnout up`, `serve` or `worker` that runs."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], data_dir: Path, printed: Path, logged: Path
+        self,
+        process: subprocess.Popen[bytes],
+        data_dir: Path,
+        printed: Path,
+        logged: Path,
+        workers: int = 1,
     ) -> None:
-        """Made by `up`."""
+        """Made by `up`. `workers` are those that share its port."""
         self.process = process
         self.data_dir = data_dir
+        self.workers = workers
         self._printed = printed
         self._logged = logged
         self.url = ""
@@ -114,13 +125,37 @@ class Up:
                 self.url = last
 
     def client(self, key: str) -> httpx.Client:
-        """A client with a key."""
+        """A client with a key. It keeps its connection, and with it the worker that it met."""
         headers = {"Authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, verify=PLAIN)
+
+    def until_all_know(
+        self,
+        key: str,
+        ask: Callable[[httpx.Client], httpx.Response],
+        knows: Callable[[httpx.Response], bool],
+        what: str,
+    ) -> None:
+        """Wait until each of its workers has given an answer that shows that it knows of a change.
+
+        A change reaches each of them in its own time, and what one of them says is no word of the
+        others. Every request has a connection of its own, so that the kernel deals it to any of
+        them. What one has heard of it does not forget: one such answer of each is proof.
+        """
+        know: set[str] = set()
+
+        def all_know() -> bool:
+            with self.client(key) as client:
+                answer = ask(client)
+            if knows(answer):
+                know.add(worker_of(answer.headers))
+            return len(know) >= self.workers
+
+        until(all_know, f"all know: {what}")
 
     def metric(self, name: str) -> float:
         """A metric, as Prometheus would read it; its name is a pattern."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        text = httpx.get(f"{self.url}/metrics", timeout=30, verify=PLAIN).text
         return float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
 
     def kill(self) -> None:
@@ -158,7 +193,8 @@ def launched(
         ) as process,
     ):
         try:
-            yield Up(process, data_dir, printed, logged)
+            workers = int(str(flags[flags.index("--workers") + 1])) if "--workers" in flags else 1
+            yield Up(process, data_dir, printed, logged, workers)
             if process.poll() is None:
                 process.terminate()
                 process.wait(PATIENCE)
@@ -184,6 +220,11 @@ def up(
 def servers_of(data_dir: Path) -> dict[int, str]:
     """The servers that run on a data folder: pid and program."""
     return orphans(Folder(root=data_dir))
+
+
+def worker_of(headers: Mapping[str, str]) -> str:
+    """The worker whose answer has these headers: the ids of a worker's requests begin alike."""
+    return headers["X-Request-Id"][:16]
 
 
 def journals_in(data_dir: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from openfeature import api
 from openfeature.contrib.provider.ofrep import OFREPProvider
@@ -43,11 +44,15 @@ class Shop:
         self.client.close()
 
     def make_key(self, **changes: str) -> str:
-        """A new key, which the service takes."""
+        """A new key, which the service takes, whichever of its workers is asked."""
         made = checked(self.admin.post("/v1/keys", json={"role": "client", **changes}))
-        with self.service.client(made["key"]) as client:
-            until(lambda: client.get("/v1/keys").status_code == 403, "the key is known")
         text: str = made["key"]
+        self.service.until_all_know(
+            text,
+            lambda client: client.get("/v1/keys"),
+            lambda answer: answer.status_code == 403,
+            "the key",
+        )
         return text
 
     def start(self, key: str, values: list[Any] | None = None, **changes: Any) -> None:
@@ -69,19 +74,27 @@ class Shop:
 
     def move(self, key: str, verb: str, **body: str) -> None:
         """Move an experiment to another state, and wait until flags follow."""
+        path = f"/v1/experiments/{key}/{verb}"
+        self.change("POST", path, {"reason": "a test", **body})
+
+    def change(self, method: str, path: str, body: Any) -> None:
+        """Change something, and wait until flags follow, whichever worker is asked."""
         before = self.version()
-        checked(self.admin.post(f"/v1/experiments/{key}/{verb}", json={"reason": "a test", **body}))
-        until(lambda: self.version() > before, "the change is published")
+        checked(self.admin.request(method, path, json=body))
+        self.service.until_all_know(
+            self.key,
+            ask_for_flags,
+            lambda answer: version_in(answer) > before,
+            f"a version after {before}",
+        )
 
     def bulk(self, **context: Any) -> Any:
         """All flags in a context."""
-        body = {"context": {"targetingKey": "nobody", **context}}
-        return checked(self.client.post("/ofrep/v1/evaluate/flags", json=body))
+        return checked(ask_for_flags(self.client, **context))
 
     def version(self) -> int:
-        """The project's version, as the service knows it."""
-        version: int = self.bulk()["metadata"]["version"]
-        return version
+        """The project's version, as the worker knows it that this client met."""
+        return version_in(ask_for_flags(self.client))
 
     def variant(self, key: str, unit: str) -> str:
         """The variant of a unit."""
@@ -96,6 +109,18 @@ class Shop:
             found.setdefault(self.variant(key, f"u{number}"), f"u{number}")
         assert set(found) == {"old", "new"}
         return found
+
+
+def ask_for_flags(client: httpx.Client, **context: Any) -> httpx.Response:
+    """Ask for all flags in a context."""
+    body = {"context": {"targetingKey": "nobody", **context}}
+    return client.post("/ofrep/v1/evaluate/flags", json=body)
+
+
+def version_in(answer: httpx.Response) -> int:
+    """The project's version, as whoever answered knows it."""
+    version: int = checked(answer)["metadata"]["version"]
+    return version
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +221,7 @@ def test_a_browser_whose_context_changes_gets_new_values(shop: Shop, web: Script
     override = {"variant": "new", "attribute": "plan", "value": "gold", "reason": "a test"}
     shop.start("by-plan")
     unit = shop.units("by-plan")["old"]
-    before = shop.version()
-    checked(shop.admin.post("/v1/experiments/by-plan/overrides", json=override))
-    until(lambda: shop.version() > before, "the override is published")
+    shop.change("POST", "/v1/experiments/by-plan/overrides", override)
     start_web(web, shop, unit)
     asked = {"kind": "Object", "flag": "by-plan", "fallback": {}}
     assert web.ask("evaluate", **asked)["variant"] == "old"

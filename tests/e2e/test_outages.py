@@ -34,7 +34,7 @@ from tests.e2e.crash.fleet import (
     running_servers,
 )
 from tests.e2e.crash.load import Ledger
-from tests.e2e.crash.programs import Postgres, Turnout, Valkey, until
+from tests.e2e.crash.programs import PATIENCE, Postgres, Turnout, Valkey, until
 from tests.e2e.crash.proxy import Proxy, Trap, proxy_to
 from tests.e2e.crash.small_disk import SmallDisk, with_small_disk
 from turnout.backends import utc_now
@@ -138,7 +138,7 @@ async def test_a_disk_that_the_journal_filled_is_freed_by_shipping(
     assert at.ledger.unanswered == 0
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.crash)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.crash)])
 async def test_while_postgres_is_stopped_all_is_taken_and_the_lag_is_told(
     seconds: float, tmp_path: Path, record_property: RecordProperty
 ) -> None:
@@ -201,13 +201,16 @@ async def test_a_slow_postgres_slows_no_answer(
     tmp_path: Path, record_property: RecordProperty
 ) -> None:
     async with scene(tmp_path, record_property, through_proxy=True) as at:
-        before = await medians(at.ledger)
-        at.proxy.delay = 0.1
-        # The best of a few, for the machine may have other things to do for a while.
-        slow = [await medians(at.ledger) for _ in range(3)]
+        for _ in range(3):  # at most: the machine may have other things to do for a while
+            at.proxy.delay = 0
+            before = await medians(at.ledger)
+            at.proxy.delay = 0.1
+            slow = await medians(at.ledger)
+            if not slow.slowed(before):
+                break
         at.proxy.delay = 0
-        record_property(FIGURES, f"{before}, with a slow Postgres {min(slow)}")
-        assert not all(now.slowed(before) for now in slow)
+        record_property(FIGURES, f"{before}, with a slow Postgres {slow}")
+        assert not slow.slowed(before)
     assert_all_was_taken(at.ledger)
 
 
@@ -299,8 +302,12 @@ async def test_a_segment_goes_in_once_though_postgres_falls_silent(
             servers.postgres.url_at(proxy.port), min_size=1, max_size=2, command_timeout=1
         ) as pool,
     ):
-        async with pool.acquire() as connection:
+        # Only what ships is in such a hurry, and a machine may be busy.
+        connection = await servers.postgres.connect()
+        try:
             await migrate(connection)
+        finally:
+            await connection.close()
         journal = await Journal.open(tmp_path / "journal", utc_now)
         generator = random.Random(SEED)  # noqa: S311 - jitter, not secrets
         pace = Pace(interval=0.05, longest_wait=0.2, timeout=1)
@@ -309,7 +316,7 @@ async def test_a_segment_goes_in_once_though_postgres_falls_silent(
         proxy.set_trap(moment)
         shipping = asyncio.create_task(shipper.run())
         try:
-            await asyncio.wait_for(proxy.held_up.wait(), 30)
+            await asyncio.wait_for(proxy.held_up.wait(), PATIENCE)
 
             async def given_up() -> bool:
                 return shipper.failures >= 2
@@ -319,12 +326,12 @@ async def test_a_segment_goes_in_once_though_postgres_falls_silent(
 
             await until(given_up, "the shipper has given up and tried again")
             way_back(proxy)
-            await until(shipped, "it is shipped", 20)
+            await until(shipped, "it is shipped")
         finally:
             shipping.cancel()
             await asyncio.gather(shipping, return_exceptions=True)
             await journal.close()
-        rows = await pool.fetch("select value from outcome order by value")
+        rows = await pool.fetch("select value from outcome order by value", timeout=PATIENCE)
         assert [row["value"] for row in rows] == list(range(5_000))
 
 

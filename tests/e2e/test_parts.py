@@ -7,9 +7,9 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.e2e.commands import Up, checked, journals_in, refusal, until, up
+from tests.e2e.commands import PLAIN, Up, checked, journals_in, refusal, until, up
 from tests.e2e.outside import outside
-from tests.e2e.traffic import QUICK, expose_units, start_experiment, units_of
+from tests.e2e.traffic import QUICK, expose_units, start_experiment, units_of, until_assigned
 from turnout.settings import Process
 
 
@@ -25,7 +25,7 @@ async def announced(database_url: str) -> int:
 
 def answer(service: Up, path: str) -> httpx.Response:
     """What a process answers to anybody."""
-    return httpx.get(f"{service.url}{path}", timeout=30)
+    return httpx.get(f"{service.url}{path}", timeout=30, verify=PLAIN)
 
 
 async def test_two_routers_and_a_worker_are_one_turnout(
@@ -43,8 +43,7 @@ async def test_two_routers_and_a_worker_are_one_turnout(
         assert not two.admin_key + worker.admin_key
         start_experiment(one, admin_key)
         expose_units(one, admin_key, range(30))
-        with two.client(admin_key) as client:
-            until(lambda: client.get("/v1/experiments/ranker").is_success, "it has the key")
+        until_assigned(two, admin_key)
         expose_units(two, admin_key, range(30, 60))
         for router in (one, two):
             until(lambda: units_of(router, admin_key) == 60, "the report counts all")  # noqa: B023

@@ -1,20 +1,18 @@
-"""`turnout up` and the commands beside it: whole processes, started, stopped, killed, refused."""
+"""`turnout up` and the commands beside it: whole processes, started, stopped, refused.
 
-import itertools
+That nothing is lost when they are killed is for `test_crash.py` to show.
+"""
+
 import os
-import random
 import re
 import signal
 import socket
-import threading
-from collections import Counter
 from pathlib import Path
 
 import asyncpg
-import httpx
 import pytest
 
-from tests.e2e.commands import Up, checked, done, launched, refusal, servers_of, until, up
+from tests.e2e.commands import PATIENCE, Up, checked, done, launched, refusal, servers_of, until, up
 from tests.e2e.traffic import (
     QUICK,
     assign,
@@ -25,7 +23,6 @@ from tests.e2e.traffic import (
     units_of,
 )
 from tests.running import readings_of
-from turnout.embedded import running
 
 
 def test_a_restart_keeps_experiments_keys_and_reports(data_dir: Path) -> None:
@@ -64,106 +61,6 @@ def test_a_start_can_be_stopped(data_dir: Path) -> None:
         assert service.stop() == 0
         assert servers_of(data_dir) == {}
         assert service.strays == []
-
-
-class Load:
-    """Clients that assign units and report outcomes, and remember what was acknowledged.
-
-    What was not acknowledged is sent again under the same id, as a client would.
-    """
-
-    def __init__(self) -> None:
-        """No client yet."""
-        self.exposed: set[str] = set()
-        self.told: set[str] = set()
-        self.pending: set[str] = set()
-        self.wrong: list[str] = []
-        self._numbers = itertools.count()
-        self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def begin(self, service: Up, key: str, clients: int = 4) -> None:
-        """Start the clients; they end with the service, or when told to."""
-        self._stopped.clear()
-        self._threads = [
-            threading.Thread(target=self._work, args=(service.client(key),)) for _ in range(clients)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def end(self) -> None:
-        """Stop the clients."""
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def settle(self, service: Up, key: str) -> None:
-        """Send again what was never acknowledged."""
-        with service.client(key) as client:
-            for unit in sorted(self.pending):
-                self._tell(client, unit)
-
-    def _work(self, client: httpx.Client) -> None:
-        with client:
-            try:
-                while not self._stopped.is_set():
-                    unit = f"unit-{next(self._numbers)}"
-                    if checked(assign(client, unit))["recorded"]:
-                        self.exposed.add(unit)
-                    self.pending.add(unit)
-                    self._tell(client, unit)
-            except httpx.HTTPError:
-                pass  # killed
-            except AssertionError as error:
-                self.wrong.append(str(error))
-
-    def _tell(self, client: httpx.Client, unit: str) -> None:
-        outcome = {"id": f"of-{unit}", "event": "click", "unit": unit, "value": 1}
-        answer = checked(client.post("/v1/outcomes", json=outcome))
-        assert answer["accepted"] + answer["duplicates"] == 1
-        self.told.add(unit)
-        self.pending.discard(unit)
-
-
-async def test_what_was_acknowledged_survives_kill_9_and_counts_once(data_dir: Path) -> None:
-    load = Load()
-    admin_key = ""
-    moments = random.Random()  # noqa: S311 - any moment will do
-    for round_ in range(4):
-        with launched(data_dir, *QUICK) as service:
-            if round_ == 2:  # in the middle of a start, too
-                until(lambda: bool(servers_of(data_dir)), "its servers start")
-                service.kill()
-                continue
-            service.wait_until_served()
-            if service.admin_key:
-                admin_key = service.admin_key
-                start_experiment(service, admin_key)
-            enough = len(load.told) + moments.randint(50, 400)
-            load.begin(service, admin_key)
-            until(lambda: bool(load.wrong) or len(load.told) >= enough, "there is load")  # noqa: B023
-            service.kill()
-            load.end()
-            assert load.wrong == []
-    with up(data_dir, *QUICK) as service:
-        load.settle(service, admin_key)
-        until(lambda: service.metric("turnout_journal_bytes") == 0, "all is shipped")
-        servers = running(data_dir)
-        assert servers is not None
-        connection = await asyncpg.connect(servers.database_url)
-        try:
-            outcomes = await connection.fetch("select unit from outcome")
-            exposures = await connection.fetch("select distinct unit from exposure")
-            letters = await connection.fetchval("select count(*) from dead_letter")
-        finally:
-            await connection.close()
-        assert load.pending == set()
-        assert Counter(row["unit"] for row in outcomes) == Counter(load.told)
-        exposed = {row["unit"] for row in exposures}
-        assert exposed >= load.exposed
-        assert letters == 0
-        # The report counts no unit twice, though one may have been exposed again after a restart.
-        until(lambda: units_of(service, admin_key) == len(exposed), "the report counts all")
 
 
 def test_a_port_in_use_is_refused(data_dir: Path) -> None:
@@ -252,7 +149,7 @@ def test_it_ends_with_one_line_when_a_server_of_its_own_dies(
         victims = [pid for pid, found in servers_of(data_dir).items() if found == program]
         expose_units(service, admin_key, range(20))
         os.kill(min(victims), signal.SIGKILL)
-        assert service.process.wait(60) == 2
+        assert service.process.wait(PATIENCE) == 2
         last = service.logged.splitlines()[-1]
         assert last.startswith(f"turnout: {name} was killed by signal 9: ")
         assert service.strays == []

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from router.orphans import journals_of
-from tests.e2e.commands import done, servers_of
+from tests.e2e.commands import done, servers_of, worker_of
 from tests.e2e.crash.audit import Findings, audit, without_empty
 from tests.e2e.crash.load import DEFINITION, EXPERIMENT, Ledger, Load
 from tests.e2e.crash.programs import Postgres, Program, Turnout, Valkey, until
@@ -29,10 +29,12 @@ _LEFT_TO_FOLD: Final = """
 
 
 class Member(NamedTuple):
-    """A process of Turnout: its command, and the folder that it keeps its data in."""
+    """A process of Turnout: its command, the folder that it keeps its data in, and how many workers
+    share its port."""
 
     command: str
     folder: str
+    workers: int = 1
 
 
 class Layout(NamedTuple):
@@ -85,26 +87,43 @@ class Fleet:
 
     async def begin(self) -> None:
         """Define and start the experiment, and wait until every router assigns its units."""
+        probe = {"experiment": EXPERIMENT, "unit": "nobody", "expose": False}
+        await self._until_all_answer(404, probe, "knows the key")
         for path, body in (
             ("/v1/experiments", DEFINITION),
             (f"/v1/experiments/{EXPERIMENT}/start", {"reason": "to test"}),
         ):
             status, answer = await self.post(self.routers[0], path, body)
             assert 200 <= status < 300, answer
-        probe = {"experiment": EXPERIMENT, "unit": "nobody", "expose": False}
+        await self._until_all_answer(200, probe, "assigns units")
+
+    async def _until_all_answer(self, status: int, probe: Any, what: str) -> None:
+        """Wait until every worker of every router answers an assignment so. Each request has a
+        connection of its own, for which the kernel picks a worker."""
         for router in self.routers:
+            answered: set[str] = set()
 
-            async def assigned(router: Turnout = router) -> bool:
-                return (await self.post(router, "/v1/assign", probe))[0] == 200
+            async def all_answered(router: Turnout = router, answered: set[str] = answered) -> bool:
+                async with self._asked(router, "/v1/assign", probe) as answer:
+                    if answer.status == status:
+                        answered.add(worker_of(answer.headers))
+                return len(answered) >= router.workers
 
-            await until(assigned, f"{router.name} assigns units")
+            await until(all_answered, f"every worker of {router.name} {what}")
 
     async def post(self, router: Turnout, path: str, body: Any) -> tuple[int, Any]:
         """Post something to a router; status and body of the answer."""
+        async with self._asked(router, path, body) as answer:
+            return answer.status, msgspec.json.decode(await answer.read())
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, router: Turnout, path: str, body: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Authorization": f"Bearer {self.key}"}
         data = msgspec.json.encode(body)
         async with aiohttp.request("POST", router.url + path, data=data, headers=headers) as answer:
-            return answer.status, msgspec.json.decode(await answer.read())
+            yield answer
 
     async def until_ready(self) -> None:
         """Wait until all processes do their work."""
@@ -216,6 +235,7 @@ async def running_fleet(
                 folder / member.folder,
                 (*where, *QUICK),
                 within(folder / member.folder),
+                member.workers,
             )
             for number, member in enumerate(members)
         ]

@@ -26,7 +26,7 @@ from turnout.embedded.binaries import find_binaries, server_account
 from turnout.embedded.folder import Folder, forget_postmaster, orphans, prepare
 from turnout.embedded.process import Child, spawn
 
-PATIENCE: Final = 60.0  # a bound, not a wait: machines that run tests may be busy
+PATIENCE: Final = 120.0  # a bound, not a wait: machines that run tests may be busy
 RESTART_SECONDS: Final = 0.2
 EPHEMERAL: Final = 32_768
 """From here on the kernel gives ports to outgoing connections, also while a server is down."""
@@ -261,20 +261,29 @@ class Valkey(Program):
 class Turnout(Program):
     """A command of Turnout that runs until it is stopped: `up`, or a part of it.
 
-    `within` is a command that runs it, such as one that gives it a disk of its own.
+    `within` is a command that runs it, such as one that gives it a disk of its own; `workers` are
+    those that share its port.
     """
 
     def __init__(
-        self, name: str, command: str, data_dir: Path, flags: Sequence[str], within: Sequence[str]
+        self,
+        name: str,
+        command: str,
+        data_dir: Path,
+        flags: Sequence[str],
+        within: Sequence[str],
+        workers: int = 1,
     ) -> None:
         super().__init__(f"turnout {command}", data_dir.with_name(f"{name}.log"))
         self.data_dir = data_dir
+        self.workers = workers
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._program = [
             *within,
             *(str(TURNOUT), command, "--port", str(self.port), "--data-dir", str(data_dir)),
             *flags,
+            *(("--workers", str(workers)) if workers > 1 else ()),
         ]
 
     async def spawn(self) -> Child:
