@@ -10,12 +10,12 @@ what DESIGN 1.3 says of the newest cohort; `reallocate` does it for all of them,
 from each cohort in proportion, as far as whole slots and the fewest moves allow.
 """
 
-from bisect import bisect_left
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from itertools import accumulate, chain, groupby, repeat
-from typing import TypeAlias
+from itertools import accumulate, chain, groupby, pairwise, repeat
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,9 @@ from experiments.problems import FieldProblem, invalid
 
 Owner: TypeAlias = str | None
 """The key of a variant, or None: the slot is not enrolled."""
+
+ROUNDING: Final = 2
+"""Slots by which the count of a variant may be off its weight though that was not changed."""
 
 
 class Allocation(msgspec.Struct, frozen=True):
@@ -106,6 +109,12 @@ def runs_of(allocation: Allocation, owner: Owner) -> tuple[tuple[int, int], ...]
     )
 
 
+def owners_of(allocation: Allocation, runs: Iterable[tuple[int, int]]) -> frozenset[Owner]:
+    """Who owns any of the slots of runs `[first, end)`, none being an owner too."""
+    table = owners(allocation)
+    return frozenset(owner for first, end in runs for owner in table[first:end])
+
+
 def counts(allocation: Allocation) -> dict[str, int]:
     """The number of slots of each variant that owns any."""
     found: Counter[str] = Counter()
@@ -135,6 +144,19 @@ def moved(before: Allocation, after: Allocation) -> int:
 def is_worthwhile(current: Allocation, new: Allocation) -> bool:
     """Whether a reallocation makes an epoch: it moves at least 1 % of the traffic (DESIGN 5)."""
     return 100 * moved(current, new) >= sum(counts(current).values())
+
+
+def is_too_small(current: Allocation, weights: Mapping[str, float], traffic: float) -> bool:
+    """Whether `reallocate` would not be worthwhile, told by counts alone: no slot has to be moved
+    to know. False where the traffic changes, too: then only the slots can tell.
+
+    Raises:
+        ProblemError: `invalid` at `traffic` where it is too little for the variants.
+    """
+    held, targets = counts(current), slot_counts(weights, slots_of(traffic))
+    owned = sum(held.values())
+    fewest = sum(max(0, target - held.get(key, 0)) for key, target in targets.items())
+    return sum(targets.values()) == owned and 100 * fewest < owned
 
 
 def enrols_same(before: Allocation, after: Allocation) -> bool:
@@ -196,6 +218,146 @@ def reallocate(
     return _allocation(slots)
 
 
+def resize(
+    current: Allocation,
+    weights: Mapping[str, float],
+    traffic: float,
+    history: Sequence[Allocation] = (),
+) -> Allocation:
+    """The allocation with another traffic at unchanged weights. No slot passes from one variant to
+    another: raising traffic never moves a unit that is enrolled.
+
+    An earlier allocation of as many slots in these weights is restored exactly (the latest such
+    one), if it is this one with slots added, or with slots released: so the way back is the way
+    ahead, and going ahead again is possible. Otherwise, what is added is split in the weights by
+    itself, within one slot of each variant's quota, so that a unit that enters now enters with the
+    stated propensity; what is released, likewise, and evenly over the cohorts. Slots that the run
+    released are not enrolled again unless such an allocation is restored.
+
+    There may be none after a withdrawal, a restoration or other weights in tiny cohorts, whose
+    rounding adds up: shrinking and growing back may then be off by a few slots.
+
+    Args:
+        weights: those that the current allocation was made with.
+        history: The allocations that were in force earlier in this run, in order.
+
+    Raises:
+        ProblemError: `invalid` at `traffic` where it is too little for the variants, or more than
+            the slots that were never released.
+    """
+    total = sum(slot_counts(weights, slots_of(traffic)).values())
+    enrolled, held = _enrolled(current), counts(current)
+    growth = total - len(enrolled)
+    if growth == 0:
+        return current
+    restored = _resized_before(current, weights, total, history)
+    if restored is not None:
+        return restored
+    pasts = [_enrolled_runs(earlier) for earlier in history]
+    slots, changes = owners(current), _evenly(growth, held, weights)
+    if growth < 0:
+        kept: dict[Owner, int] = {None: -growth}
+        kept.update((key, count + changes.get(key, 0)) for key, count in held.items())
+        _rebalance(slots, _cohorts(enrolled, pasts), kept)
+        return _allocation(slots)
+    ever = enrolled.union(*(_slots(runs) for runs in set(pasts)))
+    fresh = [slot for slot in range(SLOTS) if slot not in ever]
+    if growth > len(fresh):
+        raise invalid([FieldProblem("traffic", "value", _too_much_traffic(len(ever - enrolled)))])
+    newcomers = iter(fresh)
+    for key, count in changes.items():
+        for _ in range(count):
+            slots[next(newcomers)] = key
+    return _allocation(slots)
+
+
+def withdraw(current: Allocation, variant: str, heir: str) -> Allocation:
+    """The allocation in which another variant has the slots of this one; all others stay."""
+    return _allocation(heir if owner == variant else owner for owner in owners(current))
+
+
+def restore(
+    current: Allocation,
+    earlier: Allocation,
+    variant: str,
+    weights: Mapping[str, float] | None = None,
+    history: Sequence[Allocation] = (),
+) -> Allocation:
+    """The allocation in which a variant has the slots again that it owned before it was withdrawn.
+
+    - Every such slot that is still enrolled comes back, whoever has it now; the others stay where
+      they are. So if nothing moved in between, this is the earlier allocation.
+    - Slots that were enrolled since then are split anew by as few moves as that needs, so that a
+      unit that enters now enters with the stated propensity.
+    - Where traffic shrank since then, the variant has the share of what is left that it had of all:
+      of its own slots no more than that come back, and what is missing comes from the others. And
+      if anybody would be left without a slot, since weights were moved by hand meanwhile, the
+      shares decide, by `reallocate`.
+
+    Args:
+        earlier: The allocation before it was withdrawn.
+        weights: What slots that were enrolled since are split in, and those that come from others;
+            unless told, as the older slots are.
+        history: The allocations that were in force earlier in this run, in order.
+    """
+    slots = owners(current)
+    enrolled, known = _enrolled(current), _enrolled(earlier)
+    cohorts = _cohorts(enrolled, [_enrolled_runs(past) for past in (earlier, *history)])
+    old = [cohort for cohort in cohorts if cohort[0] in known]
+    new = [cohort for cohort in cohorts if cohort[0] not in known]
+    own = frozenset(slot for slot, owner in enumerate(owners(earlier)) if owner == variant)
+    if not own:
+        return current
+    share = Fraction(len(own), len(known))
+
+    stated: dict[Owner, Fraction] = {key: _exact(w) for key, w in (weights or {}).items()}
+    _give_back(slots, old, own, variant, round(share * sum(map(len, old))), stated)
+    held = Counter(slots[slot] for cohort in old for slot in cohort)
+    others = held.total() - held.pop(variant, 0)
+    shares: dict[Owner, Fraction] = {variant: share}
+    for key, count in held.items():
+        shares[key] = (1 - share) * count / others
+    shares = stated or shares
+    split = _apportion(sum(map(len, new)), [*shares.values()])
+    _rebalance(slots, new, dict(zip(shares, split, strict=True)))
+
+    restored = _allocation(slots)
+    if {variant, *counts(current)} <= counts(restored).keys():
+        return restored
+    left = {key: float(count * (1 - share)) for key, count in counts(current).items()}
+    left[variant] = float(share * len(enrolled))
+    return reallocate(current, left, traffic_of(current), history)
+
+
+def _give_back(
+    slots: list[Owner],
+    cohorts: Sequence[Sequence[int]],
+    own: frozenset[int],
+    variant: str,
+    quota: int,
+    stated: dict[Owner, Fraction],
+) -> None:
+    """Give a variant so many slots of these cohorts: its own ones first, evenly over the cohorts if
+    not all of them, and what is missing from the others, so that these keep the shares that are
+    stated or, if none are, those that they have. Changes `slots` in place."""
+    theirs = [[slot for slot in cohort if slot in own] for cohort in cohorts]
+    caps = [len(mine) for mine in theirs]
+    parts = caps
+    if sum(caps) > quota:
+        parts = _apportion_within(quota, [len(cohort) for cohort in cohorts], caps)
+    for mine, part in zip(theirs, parts, strict=True):
+        for slot in mine[:part]:
+            slots[slot] = variant
+    if sum(caps) < quota:
+        held = Counter(slots[slot] for cohort in cohorts for slot in cohort)
+        rest: dict[Owner, Fraction] = {key: Fraction(count) for key, count in held.items()}
+        if stated:
+            rest = dict(stated)
+        rest.pop(variant, None)
+        split = _apportion(held.total() - quota, [*rest.values()])
+        _rebalance(slots, cohorts, {**dict(zip(rest, split, strict=True)), variant: quota})
+
+
 def _too_much_traffic(released: int) -> str:
     return (
         f"must be at most {(SLOTS - released) / SLOTS:g}: {released} slots were released in this "
@@ -212,6 +374,66 @@ def _restorable(
         if counts(earlier) == wanted and enrolled <= _enrolled(earlier):
             return earlier
     return None
+
+
+def _resized_before(
+    current: Allocation, weights: Mapping[str, float], total: int, history: Sequence[Allocation]
+) -> Allocation | None:
+    """The latest earlier allocation of so many slots in these weights that is this one with slots
+    added, or with slots released."""
+    slots = owners(current)
+    for earlier in reversed(history):
+        found = counts(earlier)
+        if sum(found.values()) == total and _is_split(found, weights):
+            pairs = [*zip(slots, owners(earlier), strict=True)]
+            grows = all(now in {None, then} for now, then in pairs)
+            if grows or all(then in {None, now} for now, then in pairs):
+                return earlier
+    return None
+
+
+def _is_split(found: Mapping[str, int], weights: Mapping[str, float]) -> bool:
+    """Whether counts of slots are these weights, but for the rounding to whole slots: that of one
+    cohort after another, that of a variant whose slots another one has got, and one slot for each
+    variant that has less by its weight."""
+    total, whole = sum(found.values()), sum(map(_exact, weights.values()))
+    quotas = {key: _exact(weight) * total / whole for key, weight in weights.items()}
+    gone = sum(quota == 0 for quota in quotas.values())
+    slack = ROUNDING * (1 + gone) + sum(0 < quota < 1 for quota in quotas.values())
+    return found.keys() == {key for key, quota in quotas.items() if quota} and all(
+        abs(count - quotas[key]) <= slack for key, count in found.items()
+    )
+
+
+def _evenly(growth: int, held: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
+    """How many slots each variant gains, or gives up, when only the traffic changes: its quota of
+    the change, to whole slots.
+
+    Who is rounded up is decided by who is furthest behind its quota of the whole, so that the
+    rounding of one cohort makes up for that of those before it. Largest remainder of the new total
+    would not do: at a higher total a variant may be due fewer slots (the Alabama paradox), and then
+    an enrolled slot would have to move.
+    """
+    whole = sum(map(_exact, weights.values()))
+    total = sum(held.values()) + growth
+    shares = {key: _exact(weight) / whole for key, weight in weights.items() if weight > 0}
+    changes = {key: math.floor(share * growth) for key, share in shares.items()}
+    behind = {
+        key: share * total - held.get(key, 0) - changes[key]
+        for key, share in shares.items()
+        if share * growth != changes[key]
+    }
+    ahead = sorted(behind, key=lambda key: -behind[key])
+    for key in ahead[: growth - sum(changes.values())]:
+        changes[key] += 1
+    left = {key: held.get(key, 0) + change for key, change in changes.items()}
+    for key, count in left.items():
+        if count < 1:  # nobody gives up its last slot
+            richest = max(left, key=left.__getitem__)
+            for other, more in ((key, 1 - count), (richest, count - 1)):
+                left[other] += more
+                changes[other] += more
+    return changes
 
 
 def _rebalance(
@@ -262,26 +484,37 @@ def _nearest(
     slots: Sequence[Owner], cohort: Iterable[int], giver: Owner, taker: Owner
 ) -> list[int]:
     """The giver's slots in a cohort, those nearest to a slot of the taker first, then the last."""
-    taken = [slot for slot, owner in enumerate(slots) if owner == taker]
+    distance = _distances(slots, taker)
+    own = [slot for slot in cohort if slots[slot] == giver]
+    own.sort(reverse=True)
+    own.sort(key=distance.__getitem__)
+    return own
 
-    def distance(slot: int) -> int:
-        at = bisect_left(taken, slot)
-        return min((abs(slot - other) for other in taken[max(at - 1, 0) : at + 1]), default=SLOTS)
 
-    return sorted(
-        (slot for slot in cohort if slots[slot] == giver),
-        key=lambda slot: (distance(slot), -slot),
-    )
+def _distances(slots: Sequence[Owner], owner: Owner) -> list[int]:
+    """How far each slot is from the nearest one of an owner; `SLOTS` from one that has none."""
+    owned = [slot for slot, other in enumerate(slots) if other == owner]
+    if not owned:
+        return [SLOTS] * len(slots)
+    distance = list(range(owned[0], 0, -1))
+    for left, right in pairwise(owned):
+        gap = range(right - left)
+        distance += map(min, gap, range(right - left, 0, -1))
+    return [*distance, *range(len(slots) - owned[-1])]
 
 
 def _cohorts(
     enrolled: Iterable[int], pasts: Iterable[tuple[tuple[int, int], ...]]
 ) -> list[list[int]]:
     """The enrolled slots, grouped by the epochs in which they were enrolled before."""
-    # At constant traffic thousands of allocations enrol the same slots: they tell nothing apart.
-    distinct = [_slots(runs) for runs in dict.fromkeys(pasts)]
+    # At constant traffic thousands of allocations enrol the same slots. They tell nothing apart, as
+    # does any one that enrolled all of these.
+    now = frozenset(enrolled)
+    distinct = [past for runs in dict.fromkeys(pasts) if not now <= (past := _slots(runs))]
+    if not distinct:
+        return [sorted(now)] if now else []
     groups: dict[tuple[bool, ...], list[int]] = {}
-    for slot in sorted(enrolled):
+    for slot in sorted(now):
         groups.setdefault(tuple(slot in past for past in distinct), []).append(slot)
     return list(groups.values())
 
@@ -299,7 +532,7 @@ def _enrolled_runs(allocation: Allocation) -> tuple[tuple[int, int], ...]:
 
 
 def _slots(runs: Iterable[tuple[int, int]]) -> frozenset[int]:
-    return frozenset(slot for first, end in runs for slot in range(first, end))
+    return frozenset(chain.from_iterable(range(first, end) for first, end in runs))
 
 
 def _enrolled(allocation: Allocation) -> frozenset[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from litestar import Request, Response, get, patch, post, put
@@ -36,14 +36,23 @@ from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.records import Epoch, ExperimentRecord, HoldoutPin, LayerPin, Revision
 from experiments.writes import Control, ControlPlane, write
 
-T = TypeVar("T")
-V = TypeVar("V")
+UseCase: TypeAlias = Callable[
+    [store.Connection, ExperimentRecord, Change], Awaitable[ExperimentRecord]
+]
+"""What a hand does to an experiment that is locked: a change that is dated."""
 
 
 class Reasoned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a move of state."""
 
     reason: Reason
+
+
+class ReasonedOfVariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a rollback or a resumption: of one variant, or of the experiment."""
+
+    reason: Reason
+    variant: Key | None = None
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +72,8 @@ class AllocationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ExperimentView(msgspec.Struct, frozen=True):
     """An experiment as it stands. `weights` and `traffic` are what routers use now; those of the
-    definition are what a run starts with."""
+    definition are what a run starts with. `rolled_back` are the variants that get no traffic until
+    they are resumed."""
 
     project: str
     key: str
@@ -77,6 +87,7 @@ class ExperimentView(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     definition: Experiment
+    rolled_back: tuple[str, ...] = ()
 
 
 class EpochView(msgspec.Struct, frozen=True):
@@ -99,6 +110,7 @@ class EpochView(msgspec.Struct, frozen=True):
     holdout: HoldoutPin | None
     stickiness: Stickiness
     ship: str | None
+    rolled_back: tuple[str, ...] = ()
 
 
 def epoch_view(epoch: Epoch) -> EpochView:
@@ -120,6 +132,7 @@ def epoch_view(epoch: Epoch) -> EpochView:
         holdout=epoch.holdout,
         stickiness=epoch.stickiness,
         ship=epoch.ship,
+        rolled_back=epoch.rolled_back,
     )
 
 
@@ -140,6 +153,7 @@ async def _view(connection: store.Connection, record: ExperimentRecord) -> Exper
         created_at=record.created_at,
         updated_at=record.updated_at,
         definition=record.definition,
+        rolled_back=record.rolled_back,
     )
 
 
@@ -182,7 +196,7 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
     problems += [
         FieldProblem(paths.field("weights", key), "value", f"must be above 0: {needed[key]}")
         for key in known
-        if key in needed and weights.get(key) == 0
+        if key in needed and weights.get(key) == 0 and key not in record.rolled_back
     ]
     if not problems and abs(total - 1) > WEIGHT_TOLERANCE:
         problems.append(FieldProblem("weights", "value", f"must sum to 1, sum to {total:.6g}"))
@@ -191,21 +205,32 @@ def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dic
     return {key: weights[key] for key in known}
 
 
-async def _change(
+async def write_change(
     control: ControlPlane,
     request: Request[Any, Any, Any],
     key: str,
-    body: Any,
-    use_case: Callable[[store.Connection, ExperimentRecord], Awaitable[ExperimentRecord]],
+    sent: Any,
+    reason: str,
+    use_case: UseCase,
+    show: Callable[[store.Connection, ExperimentRecord], Awaitable[Any]] = _view,
 ) -> Response[bytes]:
-    async def act(connection: store.Connection) -> Answer:
-        project = principal_of(request).project
-        record = await lifecycle.find_to_change(connection, project, key)
-        expect_revision(request, record.revision)
-        view = await _view(connection, await use_case(connection, record))
-        return Answer(200, etag(view.revision), msgspec.json.encode(view))
+    """Do what a hand asks for to an experiment, at the time at which that is locked.
 
-    return await write(control, request, body, act)
+    Args:
+        sent: the body, as it came.
+        show: what is answered of the experiment as it stands then.
+    """
+
+    async def act(connection: store.Connection) -> Answer:
+        caller = principal_of(request)
+        record = await lifecycle.find_to_change(connection, caller.project, key)
+        expect_revision(request, record.revision)
+        change = lifecycle.dated(Change(caller.actor, reason, control.clock()), record)
+        changed = await use_case(connection, record, change)
+        shown = await show(connection, changed)
+        return Answer(200, etag(changed.revision), msgspec.json.encode(shown))
+
+    return await write(control, request, sent, act)
 
 
 @post(
@@ -218,9 +243,9 @@ async def create_experiment(request: Request[Any, Any, Any], control: Control) -
     body = await read_json(request)
     definition = parse_definition(body)
     principal = principal_of(request)
-    change = Change(principal.actor, "defined", control.clock())
 
     async def act(connection: store.Connection) -> Answer:
+        change = Change(principal.actor, "defined", control.clock())
         record = await lifecycle.define(connection, principal.project, definition, change)
         view = await _view(connection, record)
         headers = {**etag(view.revision), "Location": f"/v1/experiments/{definition.key}"}
@@ -283,9 +308,13 @@ async def change_experiment(
         )
     body = await read_json(request)
     reason = request.headers.get("x-reason", "")[:1_000] or "changed"
-    change = Change(principal_of(request).actor, reason, control.clock())
-    return await _change(
-        control, request, key, body, lambda c, record: lifecycle.amend(c, record, body, change)
+    return await write_change(
+        control,
+        request,
+        key,
+        body,
+        reason,
+        lambda c, record, change: lifecycle.amend(c, record, body, change),
     )
 
 
@@ -345,20 +374,17 @@ async def set_allocation(
     body = read_as(AllocationChange, sent)
     if body.weights is None and body.traffic is None:
         raise invalid([FieldProblem("weights", "missing", "give `weights`, `traffic` or both")])
-    change = Change(principal_of(request).actor, body.reason, control.clock())
 
-    async def use_case(connection: store.Connection, record: ExperimentRecord) -> ExperimentRecord:
+    async def use_case(
+        connection: store.Connection, record: ExperimentRecord, change: Change
+    ) -> ExperimentRecord:
         weights = None if body.weights is None else _checked_weights(body.weights, record)
         return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
-    return await _change(control, request, key, sent, use_case)
+    return await write_change(control, request, key, sent, body.reason, use_case)
 
 
-def _mover(
-    verb: str,
-    use_case: Callable[[store.Connection, ExperimentRecord, Change], Awaitable[ExperimentRecord]],
-    summary: str,
-) -> HTTPRouteHandler:
+def _mover(verb: str, use_case: UseCase, summary: str) -> HTTPRouteHandler:
     @post(
         f"/v1/experiments/{{key:str}}/{verb}",
         status_code=200,
@@ -372,12 +398,43 @@ def _mover(
     ) -> Response[bytes]:
         sent = await read_json(request)
         body = read_as(Reasoned, sent)
-        change = Change(principal_of(request).actor, body.reason, control.clock())
-        return await _change(
-            control, request, key, sent, lambda c, record: use_case(c, record, change)
-        )
+        return await write_change(control, request, key, sent, body.reason, use_case)
 
     return move_experiment
+
+
+def _mover_of_variant(
+    verb: str,
+    of_experiment: UseCase,
+    of_variant: Callable[
+        [store.Connection, ExperimentRecord, str, Change], Awaitable[ExperimentRecord]
+    ],
+    summary: str,
+) -> HTTPRouteHandler:
+    @post(
+        f"/v1/experiments/{{key:str}}/{verb}",
+        status_code=200,
+        opt={"permission": "write", "takes": ReasonedOfVariant, "gives": ExperimentView},
+        tags=["experiments"],
+        summary=summary,
+        name=f"{verb}_experiment",
+    )
+    async def move_experiment_or_variant(
+        request: Request[Any, Any, Any], control: Control, key: PathKey
+    ) -> Response[bytes]:
+        sent = await read_json(request)
+        body = read_as(ReasonedOfVariant, sent)
+
+        async def use_case(
+            connection: store.Connection, record: ExperimentRecord, change: Change
+        ) -> ExperimentRecord:
+            if body.variant is None:
+                return await of_experiment(connection, record, change)
+            return await of_variant(connection, record, body.variant, change)
+
+        return await write_change(control, request, key, sent, body.reason, use_case)
+
+    return move_experiment_or_variant
 
 
 @post(
@@ -392,13 +449,13 @@ async def conclude_experiment(
     """End the run; `ship` is the variant that is answered from then on."""
     sent = await read_json(request)
     body = read_as(Conclusion, sent)
-    change = Change(principal_of(request).actor, body.reason, control.clock())
-    return await _change(
+    return await write_change(
         control,
         request,
         key,
         sent,
-        lambda c, record: lifecycle.conclude(c, record, body.ship, change),
+        body.reason,
+        lambda c, record, change: lifecycle.conclude(c, record, body.ship, change),
     )
 
 
@@ -412,8 +469,20 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     set_allocation,
     _mover("start", lifecycle.start, "Begin the next run"),
     _mover("pause", lifecycle.pause, "Let the control answer everybody for a while"),
-    _mover("resume", lifecycle.resume, "Go on after a pause, slot for slot as before"),
-    _mover("rollback", lifecycle.roll_back, "End the run and give all traffic to the control"),
+    _mover_of_variant(
+        "resume",
+        lifecycle.resume,
+        lifecycle.resume_variant,
+        "Go on after a pause, slot for slot as before; with `variant`, give it its slots again "
+        "after a rollback",
+    ),
+    _mover_of_variant(
+        "rollback",
+        lifecycle.roll_back,
+        lifecycle.roll_back_variant,
+        "End the run and give all traffic to the control; with `variant`, give the control the "
+        "slots of this one, and let the run go on",
+    ),
     _mover("archive", lifecycle.archive, "Put the experiment away; its reports stay"),
     conclude_experiment,
 ]

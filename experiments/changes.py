@@ -22,6 +22,8 @@ Ended is concluded or rolled back; what changes there takes effect in the next r
   they are of is the mixture of those who entered before and after.
 - The analysis plan, and which metrics are primary, is a promise made before the data came in, so
   data ends the right to change it.
+- A ramp begins with a run. While that goes on, its steps to come may change, and the conditions of
+  the current one; what is done, and the traffic in force, stays (`ramp_checks.py`).
 - The guard's alpha is a ledger: while a run goes on it may rise, but not fall, since what is spent
   cannot be taken back.
 - An experiment that has ended still answers with the variant that it ships, and its report still

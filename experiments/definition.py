@@ -1,20 +1,21 @@
 """Check a definition as a whole, and name every wrong field in one answer.
 
-Three kinds of problems are collected: fields of the wrong form (`experiments.decoding`), features
-that are not built yet (`UNSUPPORTED`), and values that contradict each other (`_CHECKS`).
+Two kinds of problems are collected: fields of the wrong form (`experiments.decoding`), and values
+that contradict each other or ask for what is not built (`_CHECKS`).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from experiments import caps, paths
 from experiments.allocation import slots_of, too_little_traffic
 from experiments.decoding import Decoded, decode
+from experiments.health_checks import health_problems
 from experiments.json_data import clean, kind_of
 from experiments.model import (
     HOLDOUT,
@@ -32,7 +33,10 @@ from experiments.model import (
     ThompsonPolicy,
     parse_duration,
 )
+from experiments.policy_checks import bandit_problems
 from experiments.problems import FieldProblem, invalid
+from experiments.ramp_checks import ramp_problems
+from experiments.sizes import size_problems
 from experiments.targeting import expression_problems
 
 Draft: TypeAlias = Decoded[Experiment]
@@ -40,8 +44,8 @@ Problems: TypeAlias = Iterator[FieldProblem]
 
 SHORTEST_WINDOW: Final = timedelta(milliseconds=100)
 LONGEST_WINDOW: Final = timedelta(days=90)
-SHORTEST_TICK: Final = timedelta(seconds=1)
-LONGEST_TICK: Final = timedelta(days=30)
+LONGEST_VISIT: Final = timedelta(hours=1)
+LONGEST_STALE: Final = timedelta(days=30)
 SHORTEST_STALE: Final = timedelta(seconds=30)
 """Three times the longest pause between two polls of a router: one that is well is never stale."""
 OWN_SALTS: Final = "#"
@@ -50,22 +54,6 @@ MAX_VALUE_BYTES: Final = 64 * 1024
 WEIGHT_TOLERANCE: Final = 1e-6
 LEAST_BETWEEN_LOOKS: Final = 0.01
 """Of the planned units: a look after fewer tells nothing new."""
-
-
-class Unbuilt(NamedTuple):
-    """A feature that is part of the model but not built yet: a field, and the values of it that are
-    refused (all but null where none are listed)."""
-
-    pattern: str
-    feature: str
-    values: tuple[str, ...] = ()
-
-
-UNSUPPORTED: Final = (
-    Unbuilt("policy.kind", "ramps", ("ramp",)),
-    Unbuilt("guard.action", "this action", ("rollback_variant", "pause", "alert")),
-)
-"""What is refused as `unsupported`. Building a feature takes its line away."""
 
 
 def parse_definition(data: object) -> Experiment:
@@ -155,23 +143,10 @@ def _examine(
     data: object, checks: Iterable[Callable[[Draft], Problems]] | None = None
 ) -> tuple[Experiment, list[FieldProblem]]:
     draft = decode(Experiment, data)
-    problems = [*draft.problems, *_unbuilt(draft, data)]
+    problems = [*draft.problems]
     for check in _CHECKS if checks is None else checks:
         problems += check(draft)
     return draft.value, problems
-
-
-def _unbuilt(draft: Draft, data: object) -> Problems:
-    """What is asked for and not built. It reads the data itself, so that a feature is refused also
-    where its inside is wrong."""
-    unknown = {problem.path for problem in draft.problems if problem.type == "unknown"}
-    for pattern, feature, values in UNSUPPORTED:
-        for path, value in paths.select(data, pattern):
-            refused = value is not None and (not values or value in values)
-            if refused and path not in unknown:
-                asked = f" (`{value}`)" if values else ""
-                detail = f"{feature}{asked}: known, but not supported yet"
-                yield FieldProblem(path, "unsupported", detail)
 
 
 # Checks of the whole. Each speaks up only where all that it reads is sound.
@@ -263,26 +238,64 @@ def _windows(draft: Draft) -> Problems:
 
 
 def _guardrails(draft: Draft) -> Problems:
-    """The guard's evidence is of one number a unit, and of its mean."""
+    """The guard begins to watch with the run."""
+    for index, metric in enumerate(draft.value.metrics):
+        path = f"metrics[{index}].cap"
+        if metric.role != "guardrail" or not draft.sound(f"metrics[{index}].role"):
+            continue
+        if _quantile_cap(metric) is not None and draft.sound(path):
+            detail = (
+                "a guardrail has no cap at a quantile, since nothing would be watched until it is "
+                "found; name a number, or leave the cap out"
+            )
+            yield FieldProblem(path, "conflict", detail)
+
+
+def _scope(draft: Draft) -> Problems:
+    """What is counted at each exposure, and not by enrolment: a guardrail, by a ratio."""
     for index, metric in enumerate(draft.value.metrics):
         path = f"metrics[{index}]"
-        if metric.role != "guardrail" or not draft.sound(f"{path}.role"):
+        if metric.scope != "exposure" or not draft.sound(f"{path}.scope"):
             continue
-        if draft.sound(f"{path}.kind") and not isinstance(metric, ProportionMetric | MeanMetric):
+        if draft.sound(f"{path}.role") and metric.role != "guardrail":
+            detail = f"only a guardrail has the scope `exposure`, no {metric.role}: leave it out"
+            yield FieldProblem(f"{path}.scope", "conflict", detail)
+        if draft.sound(f"{path}.kind"):
+            yield from _scope_of_kind(draft, path, metric)
+        if draft.sound(f"{path}.window") and parse_duration(metric.window) > LONGEST_VISIT:
+            detail = "must be at most 1h with `scope: exposure`, which is to see harm soon"
+            yield FieldProblem(f"{path}.window", "value", detail)
+
+
+def _scope_of_kind(draft: Draft, path: str, metric: Metric) -> Problems:
+    match metric:
+        case ProportionMetric():
             detail = (
-                "a guardrail of this kind: known, but not supported yet; one of kind proportion or "
-                "mean is, and this metric may be secondary"
+                "no proportion has the scope `exposure`; say `kind: ratio` with the event as its "
+                "`numerator` and that of a request as its `denominator`"
             )
-            yield FieldProblem(f"{path}.kind", "unsupported", detail)
-        elif _covariate(metric) is not None and draft.sound(f"{path}.covariate"):
-            detail = "a guardrail with a covariate: known, but not supported yet"
-            yield FieldProblem(f"{path}.covariate", "unsupported", detail)
-        elif _quantile_cap(metric) is not None and draft.sound(f"{path}.cap"):
+            yield FieldProblem(f"{path}.kind", "conflict", detail)
+        case QuantileMetric():
             detail = (
-                "a guardrail with a cap at a quantile: known, but not supported yet, since nothing "
-                "would be watched until it is found; name a number, or leave the cap out"
+                "no quantile has the scope `exposure`; say `kind: ratio`, with an event that is "
+                "sent for each value beyond a threshold as its `numerator`, and that of all values "
+                "as its `denominator`"
             )
-            yield FieldProblem(f"{path}.cap", "unsupported", detail)
+            yield FieldProblem(f"{path}.kind", "conflict", detail)
+        case MeanMetric(aggregate=aggregate):
+            if aggregate != "sum" and draft.sound(f"{path}.aggregate"):
+                detail = (
+                    "must be left out with `scope: exposure`: the mean is then over single "
+                    "outcomes, not over units"
+                )
+                yield FieldProblem(f"{path}.aggregate", "conflict", detail)
+        case RatioMetric():
+            pass
+    if _covariate(metric) is not None and draft.sound(f"{path}.covariate"):
+        detail = (
+            "must be left out with `scope: exposure`: it is of the time before a unit's enrolment"
+        )
+        yield FieldProblem(f"{path}.covariate", "conflict", detail)
 
 
 def _quantile_cap(metric: Metric) -> float | None:
@@ -327,50 +340,6 @@ def _margin(path: str, margin: Margin) -> Problems:
     if given.get("relative", 0) >= 1:
         detail = "must be below 1: it is a share of the control's value, 0.05 for 5 %"
         yield FieldProblem(f"{path}.relative", "value", detail)
-
-
-def _bandit(draft: Draft) -> Problems:
-    policy = draft.value.policy
-    if not isinstance(policy, ThompsonPolicy):
-        return
-    variants = len(draft.value.variants)
-    if draft.sound("policy.floor") and policy.floor * variants > 1:
-        detail = f"must be at most {1 / variants:.4g}: {variants} variants share the traffic"
-        yield FieldProblem("policy.floor", "conflict", detail)
-    if draft.sound("policy.every") and not (
-        SHORTEST_TICK <= parse_duration(policy.every) <= LONGEST_TICK
-    ):
-        yield FieldProblem("policy.every", "value", "must be at least 1s and at most 30d")
-    for index, variant in enumerate(draft.value.variants):
-        path = paths.field(paths.item("variants", index), "weight")
-        if draft.sound(path) and variant.weight == 0:
-            detail = "must be above 0: a variant that nobody meets never ends the bandit's warm-up"
-            yield FieldProblem(path, "conflict", detail)
-    for index, metric in enumerate(draft.value.metrics):
-        path = f"metrics[{index}]"
-        sound = draft.sound(f"{path}.kind") and draft.sound(f"{path}.role")
-        if sound and isinstance(metric, QuantileMetric) and metric.role == "primary":
-            detail = (
-                "a primary quantile under a bandit: known, but not supported yet, since quantiles "
-                "are not compared after a reallocation; make it secondary"
-            )
-            yield FieldProblem(f"{path}.kind", "unsupported", detail)
-    if draft.sound("policy.metric") and draft.sound("metrics[*].key"):
-        yield from _bandit_metric(policy.metric, draft.value.metrics)
-
-
-def _bandit_metric(key: str, metrics: Iterable[Metric]) -> Problems:
-    named = {metric.key: metric for metric in metrics}
-    if key not in named:
-        there = f"there are {', '.join(named)}" if named else "there are none"
-        detail = f"must name a metric of the experiment; {there}"
-        yield FieldProblem("policy.metric", "reference", detail)
-    elif not isinstance(named[key], ProportionMetric | MeanMetric) or _covariate(named[key]):
-        detail = (
-            "a bandit on this metric: known, but not supported yet; it can follow one of kind "
-            "proportion, or of kind mean without a covariate"
-        )
-        yield FieldProblem("policy.metric", "unsupported", detail)
 
 
 def _caps(draft: Draft) -> Problems:
@@ -427,9 +396,10 @@ def _plan(draft: Draft) -> Problems:
     if counts and draft.sound("analysis.units") and draft.sound("metrics[*].cap"):
         yield from _caps_before_looks(draft)
     if plan.effect is not None and draft.sound("analysis.effect"):
-        yield from _size("analysis.effect", plan.effect, "the least effect that is worth having")
+        least = "the least effect that is worth having"
+        yield from size_problems("analysis.effect", plan.effect, least)
     if draft.sound("analysis.caring"):
-        yield from _size("analysis.caring", plan.caring, "the loss that no longer matters")
+        yield from size_problems("analysis.caring", plan.caring, "the loss that no longer matters")
     if plan.reading != "bayesian":
         for name in ("prior", "caring"):
             path, unplanned = f"analysis.{name}", getattr(_UNPLANNED, name)
@@ -480,20 +450,6 @@ def _looks(plan: AnalysisPlan) -> Problems:
         yield FieldProblem(paths.item(path, len(plan.looks) - 1), "value", detail)
 
 
-def _size(path: str, size: Margin, what: str) -> Problems:
-    """One positive number, in the metric's unit or as a share."""
-    both = {"absolute": size.absolute, "relative": size.relative}
-    given = {name: value for name, value in both.items() if value is not None}
-    if not given:
-        yield FieldProblem(path, "value", "must name one of `absolute` and `relative`")
-    if len(given) > 1:
-        yield FieldProblem(path, "conflict", "must name `absolute` or `relative`, not both")
-    for name, value in given.items():
-        if value <= 0:
-            detail = f"must be above 0: it is the size of {what}; `goal` says in which direction"
-            yield FieldProblem(f"{path}.{name}", "value", detail)
-
-
 def _reserved(draft: Draft) -> Problems:
     if draft.sound("key") and draft.value.key == HOLDOUT:
         detail = "is the project's holdout, which `PUT /v1/holdout` changes"
@@ -535,7 +491,7 @@ def _when_stale(draft: Draft) -> Problems:
     rule = draft.value.when_stale
     if rule is None or not draft.sound("when_stale.after"):
         return
-    if not SHORTEST_STALE <= parse_duration(rule.after) <= LONGEST_TICK:
+    if not SHORTEST_STALE <= parse_duration(rule.after) <= LONGEST_STALE:
         yield FieldProblem("when_stale.after", "value", "must be at least 30s and at most 30d")
 
 
@@ -552,8 +508,11 @@ _CHECKS: Final[tuple[Callable[[Draft], Problems], ...]] = (
     _when_stale,
     _windows,
     _guardrails,
+    _scope,
     _margins,
-    _bandit,
+    health_problems,
+    bandit_problems,
+    ramp_problems,
     _caps,
     _plan,
 )

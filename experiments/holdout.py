@@ -7,12 +7,13 @@ epoch of each experiment of such units, in the same transaction, for epochs pin 
 leaves out (DESIGN 1.2). Nothing reallocates it, and nothing rolls it back: it has no guardrails.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
 
-from experiments import lifecycle, store
-from experiments.allocation import Allocation, counts, reallocate, runs_of
+from experiments import lifecycle, moves, store
+from experiments.allocation import Allocation, counts, runs_of
 from experiments.changes import change_problems, changed_paths
 from experiments.definition import definition_to_builtins, examine_built_in
 from experiments.lifecycle import Change, Split
@@ -20,24 +21,15 @@ from experiments.model import HOLDOUT, SLOTS, Experiment
 from experiments.pins import HELD, OPEN
 from experiments.problems import FieldProblem, invalid
 from experiments.records import Epoch, ExperimentRecord, HoldoutPin
+from experiments.states import HOLDS_SLOTS
 from experiments.store import Connection
 
 SALT: Final = "#holdout"
 _DEFAULT_UNIT_TYPE: Final = "select default_unit_type from project where key = $1"
-# Another epoch of each, the same but for the holdout: the same slots, so nothing was resized.
-_PIN: Final = """
-    with pinned as (
-        insert into epoch (experiment, number, run, state, salt, allocation, weights, targeting,
-                           layer, holdout, stickiness, ship, resized, at, actor, reason, decision)
-        select e.experiment, e.number + 1, e.run, e.state, e.salt, e.allocation, e.weights,
-               e.targeting, e.layer, $4, e.stickiness, e.ship, false, $5, $6, $7, null
-        from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch
-        where x.project = $1 and x.key <> $2 and x.state in ('running', 'paused')
-          and x.definition -> 'unit' ->> 'type' = $3
-        returning experiment, number
-    )
-    update experiment x set epoch = pinned.number, updated_at = $5, version = $8
-    from pinned where x.id = pinned.experiment
+_GO_ON: Final = """
+    update experiment x set epoch = x.epoch + 1, updated_at = pinned.at, version = $3
+    from unnest($1::bigint[], $2::timestamptz[]) as pinned (experiment, at)
+    where x.id = pinned.experiment
 """
 
 
@@ -63,7 +55,10 @@ async def put_holdout(
         ProblemError: `invalid` with every wrong field.
     """
     await store.enter_alone(connection, project)
-    record = await _defined(connection, project, wish, change)
+    standing = await store.get_experiment(connection, project, HOLDOUT, lock=True)
+    if standing is not None:
+        change = lifecycle.dated(change, standing)
+    record = await _defined(connection, project, standing, wish, change)
     before = await _held(connection, record)
     if wish.share > 0:
         record = await _hold(connection, record, change)
@@ -80,10 +75,13 @@ def share_of(allocation: Allocation) -> float:
 
 
 async def _defined(
-    connection: Connection, project: str, wish: Wish, change: Change
+    connection: Connection,
+    project: str,
+    record: ExperimentRecord | None,
+    wish: Wish,
+    change: Change,
 ) -> ExperimentRecord:
     """The experiment with its definition as wished; it is made where there is none yet."""
-    record = await store.get_experiment(connection, project, HOLDOUT, lock=True)
     if record is None:
         unit_type = await connection.fetchval(_DEFAULT_UNIT_TYPE, project)
         definition = _definition({"unit": {"type": unit_type}}, wish, None)
@@ -132,11 +130,14 @@ async def _hold(
     epoch = await store.get_epoch(connection, record.id, record.epoch)
     weights = record.definition.weights
     history = await store.run_allocations(connection, record.id, record.run)
-    allocation = reallocate(epoch.allocation, weights, 1.0, history)
+    divide = moves.Divide(moves.in_order(weights), 1.0)
+    allocation = moves.carry_out(divide, epoch.allocation, history)
     if allocation == epoch.allocation:
         return record
+    split = Split(allocation, weights, divide)
+    asked = {"share": share_of(allocation)}
     return await lifecycle.open_epoch(
-        connection, record, "running", Split(allocation, weights), change
+        connection, record, "running", split, change, "holdout", asked
     )
 
 
@@ -151,14 +152,43 @@ async def _held(connection: Connection, record: ExperimentRecord) -> HoldoutPin 
 
 async def _pin(connection: Connection, record: ExperimentRecord, change: Change) -> None:
     pin = await _held(connection, record)
-    await connection.execute(
-        _PIN,
-        record.project,
-        HOLDOUT,
-        record.definition.unit.type,
-        None if pin is None else msgspec.json.encode(pin).decode(),
-        change.at,
-        change.actor,
-        f"the holdout: {change.reason}",
-        await store.touch_project(connection, record.project),
-    )
+    asked = {"held": 0 if pin is None else sum(end - first for first, end in pin.held)}
+    of_it = msgspec.structs.replace(change, reason=f"the holdout: {change.reason}")
+    times = {}
+    async for pinned, epoch in _pinned(connection, record):
+        dated = lifecycle.dated(of_it, pinned)
+        number = epoch.number + 1
+        ruled = await lifecycle.by_hand(
+            connection, pinned, "holdout", asked, dated, epoch_after=number
+        )
+        # The same but for the holdout: the same slots, so nothing was resized.
+        again = msgspec.structs.replace(
+            epoch,
+            number=number,
+            holdout=pin,
+            at=ruled.at,
+            actor=ruled.actor,
+            reason=ruled.reason,
+            decision=ruled.decision,
+        )
+        await store.insert_epoch(connection, pinned.id, again, resized=False, move=moves.Keep())
+        times[pinned.id] = ruled.at
+    version = await store.touch_project(connection, record.project)
+    await connection.execute(_GO_ON, [*times], [*times.values()], version)
+
+
+async def _pinned(
+    connection: Connection, record: ExperimentRecord
+) -> AsyncIterator[tuple[ExperimentRecord, Epoch]]:
+    """The experiments whose epochs pin the holdout, those of its units that have slots, and the
+    current epoch of each."""
+    for state in HOLDS_SLOTS:
+        after = None
+        while page := await store.list_experiments(
+            connection, record.project, store.SLICE, after, state
+        ):
+            those = [x for x in page if x.definition.unit.type == record.definition.unit.type]
+            epochs = await store.get_epochs(connection, [(x.id, x.epoch) for x in those])
+            for found in those:
+                yield found, epochs[found.id]
+            after = page[-1].id

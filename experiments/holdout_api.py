@@ -88,10 +88,10 @@ async def set_holdout(request: Request[Any, Any, Any], control: Control) -> Resp
     body = read_as(HoldoutBody, sent)
     caller = principal_of(request)
     wish = Wish(body.share, sent.get("metrics"), sent.get("record"))
-    change = Change(caller.actor, body.reason, control.clock())
 
     async def act(connection: store.Connection) -> Answer:
         await store.enter_alone(connection, caller.project)
+        change = Change(caller.actor, body.reason, control.clock())
         expect_revision(request, (await _view(connection, caller.project)).revision)
         await put_holdout(connection, caller.project, wish, change)
         view = await _view(connection, caller.project)

@@ -71,6 +71,9 @@ State: TypeAlias = Literal["draft", "running", "paused", "concluded", "rolled_ba
 Goal: TypeAlias = Literal["increase", "decrease"]
 Role: TypeAlias = Literal["primary", "secondary", "guardrail"]
 Action: TypeAlias = Literal["rollback", "rollback_variant", "pause", "alert"]
+HealthAction: TypeAlias = Literal["pause", "alert", "ignore"]
+Scope: TypeAlias = Literal["enrolment", "exposure"]
+Sampling: TypeAlias = Literal["thompson", "top_two", "exploration"]
 Reading: TypeAlias = Literal["continuous", "fixed", "planned", "bayesian"]
 Stickiness: TypeAlias = Literal["slot", "sticky"]
 
@@ -130,6 +133,7 @@ class _Metric(_Part, frozen=True, kw_only=True, tag_field="kind"):
     window: Duration
     goal: Goal = "increase"
     margin: Margin | None = None
+    scope: Scope = "enrolment"
 
 
 class ProportionMetric(_Metric, frozen=True, kw_only=True, tag="proportion"):
@@ -187,22 +191,40 @@ class FixedPolicy(_Part, frozen=True, tag_field="kind", tag="fixed"):
     """Weights move by hand only."""
 
 
+class StopRule(_Part, frozen=True):
+    """When a bandit has seen enough: the expected loss of shipping the best variant is below `loss`
+    (in the metric's unit, or as a share of the control's mean). Then it advises to ship that
+    variant, or concludes with it. This is a Bayesian rule; it bounds no error rate."""
+
+    loss: Margin
+    action: Literal["advise", "conclude"] = "advise"
+
+
 class ThompsonPolicy(_Part, frozen=True, tag_field="kind", tag="thompson"):
     """Each variant gets traffic by its probability of being best on `metric`.
 
-    `floor` is the least weight of a variant, `warmup` the finished units that each needs before the
-    first move, `max_step` the most that a weight may change at once.
+    `floor` is the least weight of a variant, `floors` that of single ones, and `pin_control` fixes
+    the control's. `warmup` counts the finished units that each needs before the first move,
+    `max_step` is the most that a weight may change at once. `sampling` says how probabilities
+    become weights; with a `half_life` older units count less, for a world that drifts. `stop` says
+    when to end.
     """
 
     metric: Key
     every: Duration = "1m"
     floor: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    floors: Annotated[dict[Key, Share], Meta(max_length=64)] = {}
+    pin_control: Probability | None = None
     warmup: Annotated[int, Meta(ge=2)] = 100
     max_step: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    sampling: Sampling = "thompson"
+    half_life: Duration | None = None
+    stop: StopRule | None = None
 
 
 class RampStep(_Part, frozen=True):
-    """A share of traffic, held until its conditions are met."""
+    """A share of traffic, held until its conditions are met: so much time, so many newly enrolled
+    units, and an approval by hand, as far as they are set."""
 
     traffic: Share
     hold: Duration | None = None
@@ -211,20 +233,51 @@ class RampStep(_Part, frozen=True):
 
 
 class RampPolicy(_Part, frozen=True, tag_field="kind", tag="ramp"):
-    """Traffic grows by steps, each gated by the guard."""
+    """Traffic grows by steps, each gated by the guard. The first step is what a run starts with."""
 
-    steps: Annotated[tuple[RampStep, ...], Meta(min_length=1)]
+    steps: Annotated[tuple[RampStep, ...], Meta(min_length=1, max_length=64)]
 
 
 Policy: TypeAlias = FixedPolicy | ThompsonPolicy | RampPolicy
 
 
+class SampleRatioCheck(_Part, frozen=True):
+    """What is done once units are not split as their propensities say. `rollback` stands on
+    evidence that is paid from the guard's alpha."""
+
+    action: HealthAction | Literal["rollback"] = "alert"
+
+
+class NoDataCheck(_Part, frozen=True):
+    """What is done once a run that had units gets none for so long."""
+
+    after: Duration = "30m"
+    action: HealthAction = "alert"
+
+
+class SeveralVariantsCheck(_Part, frozen=True):
+    """What is done once more than this share of the units met several variants."""
+
+    share: Probability = 0.05
+    action: HealthAction = "alert"
+
+
+class HealthChecks(_Part, frozen=True):
+    """Findings about a run's data on which the controller acts."""
+
+    sample_ratio: SampleRatioCheck = SampleRatioCheck()
+    no_data: NoDataCheck = NoDataCheck()
+    several_variants: SeveralVariantsCheck = SeveralVariantsCheck()
+
+
 class Guard(_Part, frozen=True):
-    """What watches the guardrails. `alpha` bounds the chance of ever rolling back a harmless run
-    (DESIGN 1.8)."""
+    """What watches the guardrails. `alpha` bounds the chance of ever acting on a harmless variant
+    (DESIGN 1.8); `action` is what is done on evidence of harm: the run is rolled back, or the
+    variant alone, or the experiment is paused, or people are told."""
 
     alpha: Probability = 0.01
     action: Action = "rollback"
+    health: HealthChecks = HealthChecks()
 
 
 class Prior(_Part, frozen=True):
@@ -300,6 +353,11 @@ class Experiment(_Part, frozen=True):
     def weights(self) -> dict[str, float]:
         """The weight of each variant, by key, in the order of the definition."""
         return {variant.key: variant.weight for variant in self.variants}
+
+    @property
+    def first_traffic(self) -> float:
+        """The share of traffic that a run starts with."""
+        return self.policy.steps[0].traffic if isinstance(self.policy, RampPolicy) else self.traffic
 
     def salt_of(self, run: int) -> str:
         """The salt of a run: its own hash space, so that no run inherits another's split."""

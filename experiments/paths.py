@@ -5,8 +5,7 @@ In a pattern, `[*]` stands for every index: `variants[*].weight`.
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 ROOT: Final = "$"
 ANY_INDEX: Final = "[*]"
@@ -41,26 +40,6 @@ def covers(pattern: str, path: str) -> bool:
 def overlap(one: str, other: str) -> bool:
     """Whether one path is the other, or lies within it."""
     return covers(one, other) or covers(other, one)
-
-
-def select(data: object, pattern: str) -> Iterator[tuple[str, Any]]:
-    """What a pattern names in JSON data, with its paths; nothing where the data lacks it."""
-    found: list[tuple[str, Any]] = [(ROOT, data)]
-    for step in steps(pattern):
-        if step == ANY_INDEX:
-            found = [
-                (item(path, index), value)
-                for path, values in found
-                if isinstance(values, list | tuple)
-                for index, value in enumerate(values)
-            ]
-        else:
-            found = [
-                (field(path, step), value[step])
-                for path, value in found
-                if isinstance(value, dict) and step in value
-            ]
-    yield from found
 
 
 def steps(path: str) -> tuple[str, ...]:

@@ -1,18 +1,23 @@
 """What the store holds about an experiment, as Structs."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from experiments.allocation import Allocation
 from experiments.keys import ApiKey
 from experiments.model import Experiment, State, Stickiness
+from experiments.moves import AnyMove
 from experiments.units import UnitKey
 
 
 class ExperimentRecord(msgspec.Struct, frozen=True):
-    """An experiment as it stands: its definition, its state, and where its run and epoch are."""
+    """An experiment as it stands: its definition, its state, and where its run and epoch are.
+
+    `rolled_back` are the variants of the current run that get no traffic from anything until a hand
+    resumes them, in the order of the definition.
+    """
 
     id: int
     project: str
@@ -25,6 +30,7 @@ class ExperimentRecord(msgspec.Struct, frozen=True):
     ship: str | None
     created_at: datetime
     updated_at: datetime
+    rolled_back: tuple[str, ...] = ()
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -94,6 +100,7 @@ class Epoch(msgspec.Struct, frozen=True):
     actor: str
     reason: str
     decision: int | None
+    rolled_back: tuple[str, ...] = ()
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -139,12 +146,65 @@ class Publication(msgspec.Struct, frozen=True):
     unread: tuple[Unread, ...] = ()
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """What the controller did, with the evidence from which it can be computed again."""
+RuleName: TypeAlias = Literal["guard", "health", "ramp", "bandit", "stop"]
+"""A rule of the controller."""
+DecidedBy: TypeAlias = Literal[RuleName, "manual"]
+"""What a decision follows from: a rule, or a hand."""
+DecisionKind: TypeAlias = Literal[
+    "start",
+    "pause",
+    "resume",
+    "conclude",
+    "rollback",
+    "archive",
+    "amend",
+    "allocate",
+    "rollback_variant",
+    "resume_variant",
+    "overrule",
+    "reallocate",
+    "advance",
+    "approve",
+    "jump",
+    "ramp_pause",
+    "ramp_resume",
+    "holdout",
+    "alert",
+    "advise",
+    "hold",
+]
+"""What a decision did, in a word."""
 
-    id: int
+
+class Basis(msgspec.Struct, frozen=True):
+    """What a decision of the controller stood on besides its evidence.
+
+    Arguments:
+        watermark: all that routers received before it was in the moments; None before any router
+            has shipped.
+        closed_through: the last block that was closed of each metric of the run, by key.
+        generation: of the guard; None where it has opened none.
+        alpha_spent: the shares of alpha that this generation had given away.
+    """
+
+    watermark: datetime | None
+    closed_through: dict[str, int]
+    generation: int | None
+    alpha_spent: float
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """All that the seal of a decision is made over.
+
+    `rule` is the one that it follows from (`manual` for a hand), `code` says why without numbers. A
+    decision of the kind `hold` did nothing: it says that a rule holds for another reason than
+    before. `basis` is None for what a hand did.
+    """
+
     run: int
     kind: str
+    rule: str
+    code: str
     epoch_before: int
     epoch_after: int
     term: int | None
@@ -152,3 +212,23 @@ class Decision(msgspec.Struct, frozen=True):
     actor: str
     reason: str
     evidence: Any
+    basis: Basis | None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a decision did: all that the seal of the epoch that it made is made over. `decision` is
+    its number, and `move` leads to `allocation`, which says who owns which slot from then on."""
+
+    decision: int | None
+    epoch: int
+    state: State
+    move: AnyMove | None
+    allocation: Allocation
+
+
+class Decision(Sealed, frozen=True, kw_only=True):
+    """What the controller did, or a hand on the switch, and why; with the evidence from which it
+    can be computed again. `seal` is None in rows of older releases."""
+
+    id: int
+    seal: str | None = None

@@ -16,8 +16,8 @@ those of a run's metrics between 2 and 4.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
-from typing import Any, Final, TypeAlias
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 import msgspec
@@ -25,8 +25,11 @@ import msgspec
 from experiments.allocation import Allocation
 from experiments.keys import ApiKey
 from experiments.model import HOLDOUT, Experiment, State, Stickiness
+from experiments.moves import AnyMove, read_move
 from experiments.records import (
+    Basis,
     Decision,
+    Done,
     Epoch,
     ExperimentRecord,
     HoldoutPin,
@@ -35,9 +38,12 @@ from experiments.records import (
     Override,
     Publication,
     Revision,
+    Sealed,
     Unread,
 )
+from experiments.seals import seal
 from experiments.units import UnitKey
+from experiments.webhooks.model import event_type
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Pool: TypeAlias = "asyncpg.Pool[Any]"
@@ -45,24 +51,25 @@ Pool: TypeAlias = "asyncpg.Pool[Any]"
 PostgresError = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _EXPERIMENT = """
-    select id, project, key, state, revision, run, epoch, definition, ship, created_at, updated_at
+    select id, project, key, state, revision, run, epoch, definition, ship, created_at, updated_at,
+           rolled_back
     from experiment
 """
 _EPOCH_COLUMNS = (
     "number, run, state, salt, allocation, weights, targeting, layer, holdout, stickiness, ship, "
-    "at, actor, reason, decision"
+    "at, actor, reason, decision, rolled_back"
 )
 
 _PINNED: Final[dict[str, Any]] = {"targeting": Any, "layer": LayerPin, "holdout": HoldoutPin}
 
 _LIVE = """
     select x.id, x.project, x.key, x.state, x.revision, x.run, x.epoch, x.definition, x.ship,
-           x.created_at, x.updated_at,
+           x.created_at, x.updated_at, x.rolled_back,
            e.number as e_number, e.run as e_run, e.state as e_state, e.salt as e_salt,
            e.allocation as e_allocation, e.weights as e_weights, e.targeting as e_targeting,
            e.layer as e_layer, e.holdout as e_holdout, e.stickiness as e_stickiness,
            e.ship as e_ship, e.at as e_at, e.actor as e_actor, e.reason as e_reason,
-           e.decision as e_decision
+           e.decision as e_decision, e.rolled_back as e_rolled_back
     from experiment x join epoch e on e.experiment = x.id and e.number = x.epoch
 """
 _NEW_LIVE = (
@@ -86,13 +93,68 @@ _GONE = """
     select key from experiment
     where project = $1 and version > $2 and state = 'archived' order by id
 """
+_DECISION_COLUMNS = (
+    "d.id, d.run, d.kind, d.rule, d.code, d.epoch_before, d.epoch_after, d.term, d.at, d.actor, "
+    "d.reason, d.evidence, d.basis, d.seal"
+)
+_DECISION = f"""
+    select {_DECISION_COLUMNS}, x.key, e.move, e.seal as seal_of_epoch
+    from decision d join experiment x on x.id = d.experiment
+    left join epoch e on e.experiment = d.experiment and e.number = d.epoch_after
+                     and d.epoch_after > d.epoch_before
+    where x.project = $1 and d.id = $2
+"""  # noqa: S608 - a constant
+# One statement for each set of filters: each finds its rows in an index of theirs.
+_DECISIONS = {
+    (by_kind, by_rule, holds): f"""
+        select {_DECISION_COLUMNS} from decision d
+        where d.experiment = $1 and ($2::bigint is null or d.id < $2)
+          {"and d.kind = $4" if by_kind else ""}
+          {f"and d.rule = ${4 + by_kind}" if by_rule else ""}
+          {"" if holds else "and d.kind <> 'hold'"}
+        order by d.id desc limit $3
+    """  # noqa: S608 - constants
+    for by_kind in (False, True)
+    for by_rule in (False, True)
+    for holds in (False, True)
+}
 _ENTER = "select pg_advisory_xact_lock_shared($1, hashtext($2))"
 _ENTER_ALONE = "select pg_advisory_xact_lock($1, hashtext($2))"
 _LOCK_CLASS: Final = 0x7475726E  # the number only has to be ours
 
+# For each webhook that asks for a decision, a delivery, and its place in the experiment's lane.
+# Nothing but the lane is locked, which nobody who delivers holds for longer than a statement.
+_OFFER: Final = """
+    with offered as (
+        insert into delivery (webhook, experiment, decision, type, offered_at)
+        select id, $3, $4, $5, clock_timestamp() from webhook
+        where project = $1 and deleted_at is null and enabled
+          and case when types is null then $5 <> 'experiment.hold' else $5 = any(types) end
+          and (experiments is null or $2 = any(experiments))
+        order by id
+        returning webhook, experiment, offered_at
+    )
+    insert into delivery_lane (webhook, experiment, due_at, waiting)
+    select webhook, experiment, offered_at, 1 from offered
+    on conflict (webhook, experiment) do update
+    set waiting = delivery_lane.waiting + 1,
+        due_at = case when delivery_lane.waiting = 0 then excluded.due_at
+                      else delivery_lane.due_at end
+"""
+
 BORROW_SECONDS: Final = 5.0
 SLICE: Final = 32
 """Rows that are decoded in one go: a millisecond or two, in which nothing else is done."""
+
+
+class Found(NamedTuple):
+    """A decision, its experiment, and of the epoch that it made, if any, the move and the seal;
+    None where an older release kept none."""
+
+    experiment: ExperimentRecord
+    decision: Decision
+    move: AnyMove | None
+    seal_of_epoch: str | None
 
 
 def _json(value: Any) -> str:
@@ -102,6 +164,7 @@ def _json(value: Any) -> str:
 def _experiment(row: asyncpg.Record, prefix: str = "") -> ExperimentRecord:
     fields = {name: row[prefix + name] for name in ExperimentRecord.__struct_fields__}
     fields["definition"] = msgspec.json.decode(fields["definition"], type=Experiment)
+    fields["rolled_back"] = tuple(fields["rolled_back"])
     return ExperimentRecord(**fields)
 
 
@@ -109,6 +172,7 @@ def _epoch(row: asyncpg.Record, prefix: str = "") -> Epoch:
     fields = {name: row[prefix + name] for name in Epoch.__struct_fields__}
     fields["allocation"] = msgspec.json.decode(fields["allocation"], type=Allocation)
     fields["weights"] = msgspec.json.decode(fields["weights"], type=dict[str, float])
+    fields["rolled_back"] = tuple(fields["rolled_back"])
     # What a newer release means by a word of its own must not be taken for something else.
     msgspec.convert((fields["state"], fields["stickiness"]), tuple[State, Stickiness])
     for name, kind in _PINNED.items():
@@ -223,7 +287,7 @@ async def insert_experiment(
            values ($1, $2, 'draft', 1, $3, $4, $4)
            on conflict (project, key) do nothing
            returning id, project, key, state, revision, run, epoch, definition, ship, created_at,
-                     updated_at""",
+                     updated_at, rolled_back""",
         project,
         definition.key,
         _json(definition),
@@ -343,7 +407,7 @@ async def save_experiment(connection: Connection, record: ExperimentRecord) -> N
     await connection.execute(
         """update experiment
            set state = $2, revision = $3, run = $4, epoch = $5, definition = $6, ship = $7,
-               updated_at = $8, version = $9
+               updated_at = $8, version = $9, rolled_back = $10
            where id = $1""",
         record.id,
         record.state,
@@ -354,6 +418,7 @@ async def save_experiment(connection: Connection, record: ExperimentRecord) -> N
         record.ship,
         record.updated_at,
         version,
+        record.rolled_back,
     )
 
 
@@ -380,16 +445,90 @@ async def end_run(connection: Connection, experiment: int, number: int, now: dat
     )
 
 
+async def resume_run(connection: Connection, record: ExperimentRecord) -> bool:
+    """Note that a run goes on after a pause, at the time of its epoch; whether the guard had paused
+    it."""
+    paused_by_guard: bool = await connection.fetchval(
+        """update run r set resumed_at = $3, paused_by_guard = false
+           from run before
+           where (r.experiment, r.number) = ($1, $2)
+             and (before.experiment, before.number) = ($1, $2)
+           returning before.paused_by_guard""",
+        record.id,
+        record.run,
+        record.updated_at,
+    )
+    return paused_by_guard
+
+
+async def note_guard_pause(connection: Connection, record: ExperimentRecord) -> None:
+    """Note that the guard wants a run paused: resuming it is to open a generation."""
+    await connection.execute(
+        "update run set paused_by_guard = true where experiment = $1 and number = $2",
+        record.id,
+        record.run,
+    )
+
+
+async def note_rollback(connection: Connection, record: ExperimentRecord, variant: str) -> None:
+    """Note that the record's epoch has rolled a variant back."""
+    await connection.execute(
+        """insert into variant_rollback (experiment, run, variant, epoch) values ($1, $2, $3, $4)
+           on conflict (experiment, run, variant) do update set epoch = excluded.epoch""",
+        record.id,
+        record.run,
+        variant,
+        record.epoch,
+    )
+
+
+async def epoch_of_rollback(connection: Connection, record: ExperimentRecord, variant: str) -> int:
+    """The epoch that rolled a variant of the current run back, the last time."""
+    number: int | None = await connection.fetchval(
+        """select epoch from variant_rollback
+           where experiment = $1 and run = $2 and variant = $3""",
+        record.id,
+        record.run,
+        variant,
+    )
+    assert number is not None, "who is rolled back was so by an epoch"  # noqa: S101 - an invariant
+    return number
+
+
+async def open_generation(connection: Connection, record: ExperimentRecord) -> None:
+    """Begin the next generation of a run's guard, by the decision that was written last: a hand's,
+    under the lock that the caller holds."""
+    await connection.execute(
+        """insert into guard_generation (experiment, run, number, epoch, at, actor, reason,
+                                         decision)
+           select d.experiment, d.run, 1 + coalesce(
+                      (select max(g.number) from guard_generation g
+                       where g.experiment = d.experiment and g.run = d.run), 1),
+                  $2, d.at, d.actor, d.reason, d.id
+           from decision d where d.experiment = $1 and d.kind <> 'hold'
+           order by d.id desc limit 1""",
+        record.id,
+        record.epoch,
+    )
+
+
 async def insert_epoch(
-    connection: Connection, experiment: int, epoch: Epoch, *, resized: bool
+    connection: Connection,
+    experiment: int,
+    epoch: Epoch,
+    *,
+    resized: bool,
+    move: AnyMove | None = None,
 ) -> None:
-    """Keep an epoch; it is never changed again. `resized` says whether it enrols other slots than
-    the epoch before."""
+    """Keep an epoch under a seal; it is never changed again. `resized` says whether it enrols other
+    slots than the epoch before, and `move` how its allocation follows from that one's."""
+    done = Done(epoch.decision, epoch.number, epoch.state, move, epoch.allocation)
     await connection.execute(
         """insert into epoch (experiment, number, run, state, salt, allocation, weights, targeting,
                               layer, holdout, stickiness, ship, resized, at, actor, reason,
-                              decision)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)""",
+                              decision, move, rolled_back, seal)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                   $18, $19, $20)""",
         experiment,
         epoch.number,
         epoch.run,
@@ -408,6 +547,9 @@ async def insert_epoch(
         epoch.actor,
         epoch.reason,
         epoch.decision,
+        None if move is None else _json(move),
+        epoch.rolled_back,
+        seal(done),
     )
 
 
@@ -420,6 +562,18 @@ async def get_epoch(connection: Connection, experiment: int, number: int) -> Epo
     )
     assert row is not None, "an experiment's epochs are never deleted"  # noqa: S101 - an invariant
     return _epoch(row)
+
+
+async def get_epochs(connection: Connection, epochs: Sequence[tuple[int, int]]) -> dict[int, Epoch]:
+    """One epoch of each of these experiments, given as (experiment, number), by experiment."""
+    rows = await connection.fetch(
+        f"""select experiment, {_EPOCH_COLUMNS}
+            from epoch join unnest($1::bigint[], $2::int[]) as wanted (experiment, number)
+            using (experiment, number)""",  # noqa: S608 - a constant
+        [experiment for experiment, _ in epochs],
+        [number for _, number in epochs],
+    )
+    return {row["experiment"]: _epoch(row) for row in rows}
 
 
 async def get_allocations(
@@ -454,13 +608,20 @@ async def list_epochs(
     return [_epoch(row) for row in rows]
 
 
-async def run_allocations(connection: Connection, experiment: int, run: int) -> list[Allocation]:
+async def run_allocations(
+    connection: Connection, experiment: int, run: int, through: int | None = None
+) -> list[Allocation]:
     """The allocations of a run between which its traffic changed, in order: the first and the last
     of each stretch of epochs that enrol the same slots. However often weights moved in between,
-    they are as few as the changes of traffic."""
+    they are as few as the changes of traffic.
+
+    Args:
+        through: the epoch after which they were asked for; the last one unless told.
+    """
     rows = await connection.fetch(
         """with resized as (
-               select number from epoch where experiment = $1 and run = $2 and resized
+               select number from epoch
+               where experiment = $1 and run = $2 and resized and number <= coalesce($3, number)
            )
            select allocation from epoch
            where experiment = $1 and run = $2
@@ -470,6 +631,7 @@ async def run_allocations(connection: Connection, experiment: int, run: int) -> 
            order by number""",
         experiment,
         run,
+        through,
     )
     return [msgspec.json.decode(row["allocation"], type=Allocation) for row in rows]
 
@@ -477,22 +639,42 @@ async def run_allocations(connection: Connection, experiment: int, run: int) -> 
 async def insert_decision(
     connection: Connection,
     record: ExperimentRecord,
+    *,
     kind: str,
+    rule: str,
+    code: str,
     epoch_after: int,
     at: datetime,
     actor: str,
     reason: str,
     evidence: Any,
     term: int | None,
+    basis: Basis | None = None,
 ) -> int:
-    """Write into the ledger of decisions; the number of the row."""
+    """Write into the ledger of decisions, under a seal; the number of the row."""
+    sealed = Sealed(
+        record.run,
+        kind,
+        rule,
+        code,
+        record.epoch,
+        epoch_after,
+        term,
+        at.astimezone(UTC),
+        actor,
+        reason,
+        evidence,
+        basis,
+    )
     number: int = await connection.fetchval(
-        """insert into decision (experiment, run, kind, epoch_before, epoch_after, term, at, actor,
-                                 reason, evidence)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id""",
+        """insert into decision (experiment, run, kind, rule, code, epoch_before, epoch_after, term,
+                                 at, actor, reason, evidence, basis, seal)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) returning id""",
         record.id,
         record.run,
         kind,
+        rule,
+        code,
         record.epoch,
         epoch_after,
         term,
@@ -500,25 +682,56 @@ async def insert_decision(
         actor,
         reason,
         _json(evidence),
+        None if basis is None else _json(basis),
+        seal(sealed),
     )
+    told_as = event_type(kind, rule)
+    await connection.execute(_OFFER, record.project, record.key, record.id, number, told_as)
     return number
 
 
 async def list_decisions(
-    connection: Connection, experiment: int, limit: int, after: int | None
+    connection: Connection,
+    experiment: int,
+    limit: int,
+    after: int | None,
+    *,
+    kind: str | None = None,
+    rule: str | None = None,
+    holds: bool = True,
 ) -> list[Decision]:
-    """Up to `limit` decisions, the newest first, from behind the id `after`."""
+    """Up to `limit` decisions, the newest first, from behind the id `after`.
+
+    Args:
+        kind, rule: those of this kind, of this rule.
+        holds: whether those are among them that only hold.
+    """
     rows = await connection.fetch(
-        """select id, run, kind, epoch_before, epoch_after, term, at, actor, reason, evidence
-           from decision where experiment = $1 and ($2::bigint is null or id < $2)
-           order by id desc limit $3""",
+        _DECISIONS[kind is not None, rule is not None, holds],
         experiment,
         after,
         limit,
+        *(word for word in (kind, rule) if word is not None),
     )
-    return [
-        Decision(**{**dict(row), "evidence": msgspec.json.decode(row["evidence"])}) for row in rows
-    ]
+    return [_decision(row) for row in rows]
+
+
+async def get_decision(connection: Connection, project: str, number: int) -> Found | None:
+    """A decision of a project; None where the project has none of this number."""
+    row = await connection.fetchrow(_DECISION, project, number)
+    if row is None:
+        return None
+    experiment = await get_experiment(connection, project, row["key"])
+    assert experiment is not None, "experiments are never deleted"  # noqa: S101 - an invariant
+    return Found(experiment, _decision(row), read_move(row["move"]), row["seal_of_epoch"])
+
+
+def _decision(row: asyncpg.Record) -> Decision:
+    """A decision out of a row that has its columns."""
+    fields = {name: row[name] for name in Decision.__struct_fields__}
+    fields["evidence"] = msgspec.json.decode(row["evidence"])
+    fields["basis"] = row["basis"] and msgspec.json.decode(row["basis"], type=Basis)
+    return Decision(**fields)
 
 
 async def project_versions(connection: Connection) -> dict[str, int]:

@@ -236,6 +236,11 @@ class Journal:
         return self._files.id
 
     @property
+    def limit(self) -> int:
+        """Bytes at which it is full, together with what is beside it on the same disk."""
+        return self._limits.unshipped_bytes
+
+    @property
     def depth(self) -> int:
         """Bytes that Postgres does not have yet."""
         return self._sealed_bytes + self._active_bytes + self._waiting_bytes

@@ -74,6 +74,7 @@ class JournalCollector(Collector):
         depth = journal.depth + self._orphans.depth
         for name, text, value in (
             ("journal_bytes", "Bytes in journals that Postgres lacks", depth),
+            ("journal_limit_bytes", "Bytes at which the journal is full", journal.limit),
             (
                 "journal_age_seconds",
                 "Age of the oldest record that Postgres lacks",
@@ -89,6 +90,11 @@ class JournalCollector(Collector):
                 "shipping_lag_seconds",
                 "Age of the time up to which all was shipped",
                 (now - through).total_seconds(),
+            ),
+            (
+                "clock_offset_seconds",
+                "How far the clock of this process is ahead of the database's",
+                shipper.clock_offset.total_seconds(),
             ),
         ):
             yield _gauge(name, text, value)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -57,6 +57,11 @@ class Refresher:
         self._hints: set[str] = set()
         self._news = asyncio.Event()
         self._swapped = asyncio.Event()
+
+    @property
+    def age(self) -> timedelta:
+        """How long ago all of the snapshot was true; 0 before there is one."""
+        return timedelta() if self.refreshed_at is None else self._clock() - self.refreshed_at
 
     def find_key(self, key_id: str) -> ApiKey | None:
         """The live key of this id, or None: the doors' key ring."""
@@ -196,6 +201,11 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         projects = self._refresher.current.projects.values()
+        yield GaugeMetricFamily(
+            "turnout_snapshot_age_seconds",
+            "Time since all of the snapshot was known to be true",
+            value=self._refresher.age.total_seconds(),
+        )
         yield GaugeMetricFamily(
             "turnout_experiments_unread",
             "Experiments that cannot be read as they stand; those that ran answer the control",

@@ -381,10 +381,11 @@ async def _enrolled(
     stage: _Stage, epoch: Epoch, at: datetime, *, by_time: bool
 ) -> ExposureShown | None:
     """The unit's enrolment: if it was in this epoch, or by time decides in it, for the experiment
-    is sticky."""
+    is sticky and the variant not rolled back."""
     sticky = by_time and epoch.stickiness == "sticky"
     for enrolment in await stage.enrolments(epoch.run):
-        if enrolment.at <= at and (sticky or enrolment.epoch == epoch.number):
+        kept = sticky and enrolment.variant not in epoch.rolled_back
+        if enrolment.at <= at and (kept or enrolment.epoch == epoch.number):
             return enrolment
     return None
 

@@ -73,7 +73,7 @@ class Entry(msgspec.Struct, frozen=True):
     or `NOBODY`; `default` is the index of the arm that answers whoever is not enrolled. `rule` is
     its targeting, compiled from the expression `targeting`; `stale_after` is the age of the
     snapshot beyond which the control answers all, or `NO_NEWS`; each is None where the experiment
-    has none.
+    has none. `rolled_back` are the variants that no unit keeps, be it sticky.
     """
 
     project: str
@@ -99,6 +99,7 @@ class Entry(msgspec.Struct, frozen=True):
     overrides: Overrides | None
     sticky: bool
     stale_after: timedelta | None
+    rolled_back: frozenset[str] = frozenset()
     encoded: dict[tuple[str, str, str, bool], bytes] = msgspec.field(default_factory=dict)
     forms: dict[str, ExposureForm] = msgspec.field(default_factory=dict)
 
@@ -253,6 +254,7 @@ def compile_entry(live: Live, unit_key: UnitKey | None = None) -> Entry:
         holdout=_held(epoch.holdout),
         overrides=_overrides(live.overrides, keys, unit_key),
         sticky=epoch.stickiness == "sticky",
+        rolled_back=frozenset(epoch.rolled_back),
         stale_after=None if stale is None else parse_duration(stale.after),
     )
 

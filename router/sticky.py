@@ -259,7 +259,9 @@ def _asked(
 
 
 def _stuck(entry: Entry, answer: Assignment, stored: bytes | None) -> Assignment:
-    """The answer by what is stored, if there is something, it can be read and names a variant."""
+    """The answer by what is stored, if there is something, it can be read and names a variant that
+    is not rolled back. What is stored stays: the unit is of its variant again once that is resumed.
+    """
     if stored is None:
         return answer
     try:
@@ -269,7 +271,7 @@ def _stuck(entry: Entry, answer: Assignment, stored: bytes | None) -> Assignment
     if first.epoch == entry.epoch and answer.enrolled and first.variant == answer.arm.key:
         return answer  # the slot says the same
     arm = next((arm for arm in entry.arms if arm.key == first.variant), None)
-    if arm is None:
+    if arm is None or arm.key in entry.rolled_back:
         return answer
     return msgspec.structs.replace(
         answer, arm=arm, reason="sticky", epoch=first.epoch, propensity=first.propensity

@@ -15,6 +15,10 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
 from prometheus_client import CONTENT_TYPE_LATEST
 
+import analysis.control.api
+import analysis.control.gates_api
+import analysis.control.overrule_api
+import analysis.control.ramp_api
 import analysis.planning.api
 import analysis.reports.api
 import analysis.upkeep.erase_api
@@ -24,6 +28,7 @@ import experiments.keys_api
 import experiments.layers_api
 import experiments.overrides_api
 import experiments.project_api
+import experiments.webhooks.api
 import router.api
 import router.batch_api
 import router.events
@@ -40,6 +45,7 @@ from experiments.doors import (
     permission_guard,
 )
 from experiments.problems import CATALOGUE, DEFECT, FIELD_TYPES, ProblemError
+from experiments.webhooks.api import WebhookPlane
 from experiments.writes import ControlPlane
 from router.local_api import LocalPlane
 from router.plane import DataPlane
@@ -59,11 +65,16 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *experiments.layers_api.ROUTES,
     *experiments.holdout_api.ROUTES,
     *experiments.overrides_api.ROUTES,
+    *experiments.webhooks.api.ROUTES,
     *router.api.ROUTES,
     *router.batch_api.ROUTES,
     *router.local_api.ROUTES,
     *router.replay_api.ROUTES,
     *router.ofrep.ROUTES,
+    *analysis.control.api.ROUTES,
+    *analysis.control.gates_api.ROUTES,
+    *analysis.control.overrule_api.ROUTES,
+    *analysis.control.ramp_api.ROUTES,
     *analysis.reports.api.ROUTES,
     *analysis.planning.api.ROUTES,
     *analysis.upkeep.erase_api.ROUTES,
@@ -94,6 +105,7 @@ class Planes(msgspec.Struct, frozen=True):
     """What the doors work with."""
 
     control: ControlPlane
+    webhooks: WebhookPlane
     data: DataPlane
     local: LocalPlane
     analysis: AnalysisPlane
@@ -125,6 +137,7 @@ def create_app(planes: Planes) -> ASGIApp:
         ],
         dependencies={
             "control": Provide(lambda: planes.control, sync_to_thread=False),
+            "webhooks": Provide(lambda: planes.webhooks, sync_to_thread=False),
             "plane": Provide(lambda: planes.data, sync_to_thread=False),
             "local": Provide(lambda: planes.local, sync_to_thread=False),
             "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),

@@ -41,6 +41,9 @@ _CONNECTION: Final[dict[str, Any]] = {
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
+        # And whoever is stopped in the midst of a change: until its locks are gone, no harm to what
+        # it was changing can be rolled back.
+        "idle_in_transaction_session_timeout": "10s",
     },
 }
 

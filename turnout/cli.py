@@ -14,12 +14,13 @@ import uvloop
 from experiments.keys import ROLES
 from experiments.problems import ProblemError
 from experiments.units import STORAGES
-from turnout import admin, client, plan_flags
+from turnout import admin, client, plan_flags, sim_flags
 from turnout.backends import CannotRunError
 from turnout.migrate import MigrationError
 from turnout.replaying import lines
 from turnout.settings import (
     HELP,
+    NO_FLAGS,
     Process,
     Settings,
     SettingsError,
@@ -107,9 +108,16 @@ def _add_client_commands(commands: Any) -> None:
     when.add_argument("--exposure", metavar="ID", help="by this exposure")
     told.add_argument("--attributes", metavar="JSON", help="an object: what targeting read then")
     told.add_argument("--json", action="store_true", help="as JSON instead of words")
+    again = _command(
+        commands, "replay-decision", _replay_decision, "compute a decision again, and compare"
+    )
+    again.add_argument("id", type=int, help="the decision's id, as the ledger has it")
+    again.add_argument("--json", action="store_true", help="as JSON instead of words")
     planner = _command(commands, "plan", _plan, "plan an experiment: units, days, power, cost")
     plan_flags.add_arguments(planner)
-    for parser in (apply, report, told, planner):
+    player = _command(commands, "simulate", _simulate, "play an experiment against stated truths")
+    sim_flags.add_arguments(player)
+    for parser in (apply, report, told, again, planner):
         parser.add_argument("--url", help="where Turnout serves (TURNOUT_URL)")
     show = _command(commands, "demo", _demo, "replay two real experiments, end to end")
     show.add_argument("--data-dir", help="an empty folder to use instead of a temporary one")
@@ -173,13 +181,16 @@ def _add_table_options(report: argparse.ArgumentParser) -> None:
 def _command(
     commands: Any, name: str, function: Any, text: str, *, settings: bool = False
 ) -> argparse.ArgumentParser:
+    # Whole names only: `--signing-key SECRET` must not pass for the name of a file.
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text.capitalize() + "."
+        name, help=text, description=text.capitalize() + ".", allow_abbrev=False
     )
     parser.set_defaults(command=function)
     if settings:
         group = parser.add_argument_group("settings", "each is also a variable TURNOUT_<NAME>")
         for setting in msgspec.structs.fields(Settings):
+            if setting.name in NO_FLAGS:
+                continue
             group.add_argument(
                 f"--{setting.name.replace('_', '-')}",
                 metavar="VALUE",
@@ -189,7 +200,8 @@ def _command(
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    flags = {name: getattr(options, name) for name in Settings.__struct_fields__}
+    names = (name for name in Settings.__struct_fields__ if name not in NO_FLAGS)
+    flags = {name: getattr(options, name) for name in names}
     return load_settings(os.environ, flags)
 
 
@@ -315,6 +327,13 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    from turnout.simulating import run  # noqa: PLC0415 - as above
+
+    sys.stdout.write(run(options))
+    return 0
+
+
 def _replay(options: argparse.Namespace) -> int:
     names = ("experiment", "unit", "at", "epoch", "exposure", "attributes")
     query = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -323,6 +342,17 @@ def _replay(options: argparse.Namespace) -> int:
     for line in [msgspec.json.encode(told).decode()] if options.json else lines(told):
         _say(line)
     return 0
+
+
+def _replay_decision(options: argparse.Namespace) -> int:
+    from turnout import recomputing  # noqa: PLC0415 - as above
+
+    with client.connect(options.url, os.environ) as turnout:
+        answer = client.decision(turnout, options.id)
+    found = recomputing.recompute(answer)
+    for line in [recomputing.to_json(found)] if options.json else recomputing.lines(found):
+        _say(line)
+    return 0 if found.same else 1
 
 
 def _demo(options: argparse.Namespace) -> int:

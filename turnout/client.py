@@ -166,6 +166,15 @@ def replay(client: httpx.Client, query: Mapping[str, str | int]) -> dict[str, An
     return _checked(client.get("/v1/replay", params=query))
 
 
+def decision(client: httpx.Client, number: int) -> dict[str, Any]:
+    """A decision with all that it takes to compute it again.
+
+    Raises:
+        ClientError: if the project has none of this number, or the key may not read it.
+    """
+    return _checked(client.get(f"/v1/decisions/{number}"))
+
+
 def plan(client: httpx.Client, request: Mapping[str, Any]) -> dict[str, Any]:
     """What `POST /v1/plan` answers.
 

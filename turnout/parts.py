@@ -10,7 +10,9 @@ import os
 import random
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -19,11 +21,15 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from analysis.control.controller import Controller
+from analysis.control.controller import Controller, database_time
 from analysis.control.controller import Pace as ControllerPace
 from analysis.control.telemetry import AnalysisMetrics
 from experiments import store
 from experiments.keys import new_key
+from experiments.webhooks.courier import Courier
+from experiments.webhooks.herald import Herald
+from experiments.webhooks.signing import SigningKey
+from experiments.webhooks.telemetry import HeraldMetrics
 from router.journal import Journal, JournalError, Limits
 from router.metrics import JournalCollector, OrphanCollector, RouterMetrics
 from router.orphans import Orphans, journals_of
@@ -69,6 +75,8 @@ class Base(msgspec.Struct, frozen=True):
     """Takes the lines that an operator should see."""
     joined: asyncio.Event
     """Set once Postgres was reached: what needs it begins then."""
+    signing_key: SigningKey | None
+    """From which the secrets of webhooks follow."""
 
     @property
     def pool(self) -> store.Pool:
@@ -85,6 +93,11 @@ class RouterPart(msgspec.Struct, frozen=True):
     journal: Journal
     shipper: Shipper
     shelf: Shelf
+
+    def database_time(self) -> datetime:
+        """The time by the database's clock, as far as it was heard of: what hands do is dated by
+        the clock that the controller goes by, and not by that of a machine of its own."""
+        return utc_now() - self.shipper.clock_offset
 
     async def finish(self) -> None:
         """Ship what was acknowledged last, withdraw the journal and remove its folder. The doors
@@ -210,12 +223,26 @@ def controller_part(base: Base) -> Controller:
     return Controller(
         base.pool,
         base.redis,
-        utc_now,
+        database_time,
+        time.monotonic,
         f"{socket.gethostname()}:{os.getpid()}:{uuid4()}",
         ControllerPace(
             base.settings.length("tick"), base.settings.length("lateness"), base.settings.keep
         ),
         AnalysisMetrics(base.registry),
+    )
+
+
+def herald_part(base: Base) -> Herald:
+    """The herald, which tells others what was decided. Any number of processes may have one."""
+    return Herald(
+        base.pool,
+        Courier(base.settings.webhook_proxy),
+        base.signing_key,
+        utc_now,
+        random.Random(),  # noqa: S311 - jitter, not secrets
+        HeraldMetrics(base.registry),
+        base.settings.public_url,
     )
 
 

@@ -21,7 +21,7 @@ _FLAGS: Final = (
     "units_per_day",
     "window",
 )
-_POLICY: Final = ("every", "floor", "warmup", "max_step")
+_POLICY: Final = ("every", "floor", "warmup", "max_step", "pin_control", "sampling")
 _OF_A_BANDIT: Final = (*_POLICY, "means", "runs", "steps", "seed")
 """Flags that say nothing without `--bandit`."""
 
@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bandit.add_argument("--floor", type=float, help="the least weight of a variant")
     bandit.add_argument("--warmup", type=int, help="units of each variant before it moves")
     bandit.add_argument("--max-step", type=float, help="the most that a weight may move at once")
+    bandit.add_argument("--pin-control", type=float, help="the control's weight, fixed")
+    bandit.add_argument("--sampling", choices=("thompson", "top_two", "exploration"))
     bandit.add_argument("--runs", type=int, help=f"simulated experiments (default: {CLI_RUNS})")
     bandit.add_argument("--steps", type=int, help="the most moves in one of them")
     bandit.add_argument("--seed", type=int, help="of the random numbers")

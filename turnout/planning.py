@@ -2,7 +2,6 @@
 costs. For stated figures it needs no server; those of an experiment come from one."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
@@ -17,9 +16,9 @@ from experiments.decoding import decode
 from experiments.problems import FieldProblem, ProblemError
 from turnout import client
 from turnout.plan_flags import CLI_RUNS, request_of
+from turnout.progress import show_progress
 
 T = TypeVar("T")
-_BAR: Final = 30
 _SIMULATION: Final = ("runs", "steps", "seed")
 
 
@@ -38,7 +37,7 @@ def plan(options: argparse.Namespace, environment: Mapping[str, str]) -> str:
             with client.connect(options.url, environment) as turnout:
                 found = ask(turnout, request)
         if simulation is not None:
-            found = with_bandit(found, simulation, _show_progress)
+            found = with_bandit(found, simulation, show_progress)
     except ProblemError as problem:
         raise _refused(problem.errors) from problem
     if options.json:
@@ -193,13 +192,3 @@ def _checked(kind: type[T], data: Mapping[str, Any]) -> T:
 def _refused(problems: tuple[FieldProblem, ...]) -> client.ClientError:
     wrong = "".join(f"\n  {problem.path}: {problem.detail}" for problem in problems)
     return client.ClientError(f"there is no such plan:{wrong}")
-
-
-def _show_progress(done: int, runs: int) -> None:
-    """A bar on standard error, where somebody watches."""
-    if not sys.stderr.isatty():
-        return
-    full = _BAR * done // runs
-    end = "\n" if done == runs else ""
-    sys.stderr.write(f"\r[{'#' * full}{'.' * (_BAR - full)}] {done} of {runs} runs{end}")
-    sys.stderr.flush()

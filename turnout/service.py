@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from analysis.reports.api import AnalysisPlane
 from experiments.doors import Gate
 from experiments.limits import RateLimiter
+from experiments.webhooks.api import WebhookPlane
+from experiments.webhooks.courier import Courier
 from experiments.writes import ControlPlane
 from router.epochs import Epochs
 from router.flagd import FlagSets
@@ -34,11 +36,20 @@ from turnout.backends import (
 from turnout.embedded import EmbeddedError
 from turnout.health import WorkerHealth
 from turnout.lane import Lane, LaneProtocol
-from turnout.parts import Base, RouterPart, controller_part, once, orphans_part, router_part
+from turnout.parts import (
+    Base,
+    RouterPart,
+    controller_part,
+    herald_part,
+    once,
+    orphans_part,
+    router_part,
+)
 from turnout.protocol import BoundedProtocol
 from turnout.seat import Seat
 from turnout.serving import Task, listen, supervise, url_of
 from turnout.settings import Process, Settings
+from turnout.signing_key import signing_key
 from turnout.sums import metrics_of
 from turnout.telemetry import RequestLog, request_ids
 
@@ -86,7 +97,15 @@ async def run(
             ):
                 joined = asyncio.Event()
                 base = Base(
-                    settings, database, redis, sticky_redis, registry, orphans, announce, joined
+                    settings,
+                    database,
+                    redis,
+                    sticky_redis,
+                    registry,
+                    orphans,
+                    announce,
+                    joined,
+                    signing_key(settings, process),
                 )
                 tasks: list[Task] = [partial(once, joined, orphans.run)]
                 router: RouterPart | None = None
@@ -98,13 +117,16 @@ async def run(
                     joined.set()
                 if process in WITH_CONTROLLER:
                     tasks.append(partial(once, joined, controller_part(base).run))
+                    tasks.append(partial(once, joined, herald_part(base).run))
                 if seat is None:
                     announce(f"Turnout serves on {url_of(listener)}")
                 else:
                     tasks.append(partial(seat.tell, registry))
                     seat.ready()
                 _spare_the_event_loop()
-                app, protocol = _doors(base, router, seat)
+                courier = Courier(settings.webhook_proxy)
+                stack.push_async_callback(courier.close)
+                app, protocol = _doors(base, router, seat, courier)
                 leave = (lambda: None) if router is None else router.plane.streams.close
                 await supervise(app, listener, tasks, behind.died, stop, protocol, leave)
                 # The doors are shut: what they acknowledged last goes to Postgres while it is
@@ -126,7 +148,7 @@ def _spare_the_event_loop() -> None:
 
 
 def _doors(
-    base: Base, router: RouterPart | None, seat: Seat | None
+    base: Base, router: RouterPart | None, seat: Seat | None, courier: Courier
 ) -> tuple[ASGIApp, Callable[..., asyncio.Protocol]]:
     """The app of a process, and the protocol that stands before it."""
     health = WorkerHealth(base.pool) if router is None else router.health
@@ -141,10 +163,13 @@ def _doors(
     gate = Gate(router.plane.refresher, utc_now, limiter)
     app = create_app(
         Planes(
-            control=ControlPlane(base.pool, base.redis, utc_now, secrets.token_bytes),
+            control=ControlPlane(base.pool, base.redis, router.database_time, secrets.token_bytes),
+            webhooks=WebhookPlane(base.signing_key, courier),
             data=router.plane,
             local=LocalPlane(router.plane, FlagSets(), Epochs(base.pool), base.pool),
-            analysis=AnalysisPlane(base.pool, utc_now, base.settings.length("lateness")),
+            analysis=AnalysisPlane(
+                base.pool, router.database_time, base.settings.length("lateness")
+            ),
             operation=operation,
             gate=gate,
         )

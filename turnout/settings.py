@@ -25,17 +25,31 @@ LONGEST: Final = {
 }
 """A router that has said nothing for 30 s is taken for dead, and decisions do not wait for it."""
 
+NO_FLAGS: Final = frozenset({"signing_key"})
+"""Settings that are variables only: whoever lists processes sees their flags."""
+
 LEAST_RETENTION: Final = 8
 """Days: outcomes may come in 7 days late, and a day is dropped as a whole."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port, 0 to 65535 (0: any free one)")]
+SigningKeyText = Annotated[
+    str, Meta(pattern=r"^(.{32,1024})?$(?!\n)", description="32 characters or more, or nothing")
+]
+HttpUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^(https?://[^\s/?#]+[^\s?#]*)?$(?!\n)",
+        description="an address such as https://turnout.example.com, or nothing",
+    ),
+]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Process: TypeAlias = Literal["up", "serve", "worker"]
 """What a process runs: everything, the router behind its doors, or the controller."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an operator can set. Each field is `TURNOUT_<NAME>` and `--<name>`."""
+    """What an operator can set. Each field is `TURNOUT_<NAME>`, and `--<name>` unless it is one of
+    `NO_FLAGS`."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -48,11 +62,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     journal_limit_mib: Annotated[int, Meta(ge=1, le=1_048_576)] = 1024
     ship_every: Duration = "500ms"
     snapshot_poll: Duration = "2s"
-    tick: Duration = "1s"
+    tick: Duration = "250ms"
     sticky_timeout: Duration = "5ms"
     rate_limit: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     lateness: Duration = "5s"
     retention_days: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    signing_key: SigningKeyText = ""
+    signing_key_file: str = ""
+    webhook_proxy: HttpUrl = ""
+    public_url: HttpUrl = ""
     log_level: LogLevel = "info"
 
     @property
@@ -88,8 +106,15 @@ HELP: Final[dict[str, str]] = {
     "tick": "how often the controller folds and decides, at most 5s",
     "sticky_timeout": "how long a sticky answer waits for Redis before the slot decides",
     "rate_limit": "requests a second that a key may send to one process; 0 for no limit",
-    "lateness": "how late an outcome may come and still count for decisions",
+    "lateness": "how late an outcome may come and still count for decisions, and half its metric's"
+    " window at most",
     "retention_days": "for how many whole days raw events are kept, 8 or more; 0 for ever",
+    "signing_key": "what the secrets of webhooks follow from, 32 characters or more; no flag, which"
+    " `ps` would show",
+    "signing_key_file": "a file that holds the signing key instead; without either `up` makes one"
+    " in its data folder",
+    "webhook_proxy": "HTTP proxy that webhooks are sent through",
+    "public_url": "where people reach this Turnout, for links in messages",
     "log_level": "debug, info, warning or error",
 }
 
@@ -121,6 +146,9 @@ def load_settings(environment: Mapping[str, str], flags: Mapping[str, str | None
     if decoded.sound("retention_days") and 0 < decoded.value.retention_days < LEAST_RETENTION:
         detail = f"must be 0 (for ever) or at least {LEAST_RETENTION}"
         problems.append(FieldProblem("retention_days", "value", detail))
+    if texts.get("signing_key") and texts.get("signing_key_file"):
+        detail = f"give the key or the file, and not {PREFIX}SIGNING_KEY as well"
+        problems.append(FieldProblem("signing_key_file", "conflict", detail))
     if problems:
         wrong = "; ".join(f"{PREFIX}{p.path.upper()}: {p.detail}" for p in problems)
         raise SettingsError(f"wrong settings: {wrong}")

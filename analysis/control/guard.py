@@ -6,16 +6,36 @@ for a guardrail that is added, the sum never exceeds alpha, and the price is 0.7
 guardrail whose margin is changed is a new one: its old share stays spent, its evidence starts
 afresh, and it sees enrolment blocks from then on only. So alpha may be raised while a run goes on,
 but not lowered: what is spent cannot be taken back.
+
+**Generations.** When a hand resumes a variant that was rolled back, or a run that the guard paused,
+or overrules an alarm that only alerted, all rows are closed, and all pairs are given shares of a
+new alpha. Their evidence begins with the enrolment blocks that begin after that; only what the past
+taught for plug-ins is carried over. An alarm of a generation that is over has been overruled, and
+never acts again.
+
+**Acts.** An alarm acts once, by the guard's action. A variant that is rolled back is watched no
+more; in a paused run the units of before are.
 """
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from analysis.control import alpha, health_rule
+from analysis.control.alpha import FIRST
+from analysis.control.ruling import (
+    Act,
+    Alert,
+    Pause,
+    Propensities,
+    RollBack,
+    RollBackVariant,
+    Ruling,
+    Situation,
+)
 from analysis.folding.blocks import Closed
 from analysis.folding.metrics import RunMetric, block_of, run_metric
 from analysis.inference.evidence import (
@@ -23,39 +43,31 @@ from analysis.inference.evidence import (
     GuardRule,
     GuardState,
     alarms,
+    bound_of,
     start,
     step,
 )
+from analysis.inference.generations import carried_over
 from analysis.inference.kinds import Goal
 from analysis.inference.moments import EMPTY, Cells
-from experiments.model import Experiment, Margin
+from experiments import store
+from experiments.model import Action, Experiment, Margin, Metric, QuantileMetric
 from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
-_OPEN_ROWS = """
-    select id, metric, version, variant, alpha, opened_block, rule, state from guard_ledger
-    where experiment = $1 and run = $2 and closed_at is null order by id
-"""
-_SPENT = """
-    select coalesce(sum(alpha), 0) as alpha, min(alpha) as least from guard_ledger
-    where experiment = $1 and run = $2 and generation = $3
-"""
-_CLOSE_ROW = "update guard_ledger set closed_at = $2 where id = $1"
-_OPEN_ROW = """
-    insert into guard_ledger (experiment, run, generation, metric, version, variant, alpha,
-                              opened_block, opened_at, rule, state)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-"""
-_KEEP_STATE = "update guard_ledger set state = $2 where id = $1"
-GENERATION: Final = 1
-_EXHAUSTED: Final = 1e-9
-
-Propensities = Mapping[int, Mapping[str, float]]
-"""The propensity of each variant, by epoch."""
+_SEVERITY: Final[Mapping[Action | None, int]] = {
+    None: 0,
+    "alert": 1,
+    "pause": 2,
+    "rollback_variant": 3,
+    "rollback": 4,
+}
+"""An alarm acts again only by an action that does more than the one it acted by."""
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
-    """What a (guardrail, variant) was given, and the evidence against it so far."""
+    """What a (guardrail, variant) was given, and the evidence against it so far. `acted` is what
+    was done on it."""
 
     id: int
     metric: str
@@ -65,9 +77,11 @@ class LedgerRow(msgspec.Struct, frozen=True):
     opened_block: int
     rule: GuardRule
     state: GuardState
+    generation: int = FIRST
+    acted: Action | None = None
 
 
-class Alarm(msgspec.Struct, frozen=True):
+class Alarm(msgspec.Struct, frozen=True, tag_field="type", tag="alarm"):
     """Evidence of harm that reached its share of alpha, and all that is needed to compute it again:
     `step` over `blocks`, one after another, leads from `state_before` to `state_after`."""
 
@@ -80,6 +94,7 @@ class Alarm(msgspec.Struct, frozen=True):
     state_after: GuardState
     log_peak: float
     log_threshold: float
+    generation: int = FIRST
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -90,6 +105,7 @@ class Pair(msgspec.Struct, frozen=True):
     goal: Goal
     margin: float
     relative: bool
+    quantile: float | None = None
 
     def rule(self, alpha_share: float) -> GuardRule:
         """The rule that this pair is watched by."""
@@ -99,6 +115,8 @@ class Pair(msgspec.Struct, frozen=True):
             margin=self.margin,
             alpha_share=alpha_share,
             relative=self.relative,
+            quantile=self.quantile,
+            repeats=self.metric.scope == "exposure",
         )
 
     def watched_by(self, row: LedgerRow) -> bool:
@@ -115,7 +133,7 @@ def pairs(definition: Experiment) -> list[Pair]:
     """All that the guard of an experiment watches."""
     control = definition.control.key
     return [
-        Pair(run_metric(metric), variant, metric.goal, *_margin(metric.margin))
+        Pair(run_metric(metric), variant, metric.goal, *_margin(metric.margin), _level(metric))
         for metric in definition.metrics
         if metric.role == "guardrail"
         for variant in definition.weights
@@ -131,6 +149,10 @@ def _margin(margin: Margin | None) -> tuple[float, bool]:
     return margin.absolute or 0.0, False
 
 
+def _level(metric: Metric) -> float | None:
+    return metric.quantile if isinstance(metric, QuantileMetric) else None
+
+
 async def take_in(
     connection: Connection,
     record: ExperimentRecord,
@@ -144,57 +166,73 @@ async def take_in(
             its blocks. Without it, those that are new see the blocks that begin from now on: a
             margin that was chosen after a look at the data is not tested on them.
     """
-    wanted = pairs(record.definition)
-    rows = await read_ledger(connection, record.id, record.run)
-    for row in rows:
-        if not any(pair.watched_by(row) for pair in wanted):
-            await connection.execute(_CLOSE_ROW, row.id, now)
-    new = [pair for pair in wanted if not any(pair.watched_by(row) for row in rows)]
-    if new:
-        spent = await connection.fetchrow(_SPENT, record.id, record.run, GENERATION)
-        assert spent is not None, "a sum has a row"  # noqa: S101 - an invariant
-        share = _share(record.definition.guard.alpha, len(new), *spent)
-        await connection.executemany(
-            _OPEN_ROW, [_opening(record, pair, share, now, started_at) for pair in new]
-        )
+    generation = await keep_up(connection, record, now)
+    wanted = _watched_pairs(record)
+    rows = await alpha.open_rows(connection, record.id, record.run)
+    held = [_decoded(row) for row in rows if row.metric != health_rule.SAMPLE_RATIO]
+    gone = [row.id for row in held if not any(pair.watched_by(row) for pair in wanted)]
+    comers = [
+        _opening(pair, _opened_block(pair, now, started_at))
+        for pair in wanted
+        if not any(pair.watched_by(row) for row in held)
+    ]
+    ratio = [row.id for row in rows if row.metric == health_rule.SAMPLE_RATIO]
+    if record.definition.guard.health.sample_ratio.action != "rollback":
+        gone += ratio
+    elif not ratio:
+        comers.append(await health_rule.opening(connection, record))
+    await alpha.close_rows(connection, gone, now)
+    await alpha.admit(connection, record, generation.number, comers, now)
 
 
-def _share(alpha: float, pairs: int, spent: float, least: float | None) -> float:
-    """What each of the pairs that come is given. After some thirty changes a difference of floats
-    says no more what is unspent; then a third of the least share so far is surely less than that.
-    """
-    unspent = alpha - spent
-    if least is None or unspent > _EXHAUSTED * alpha:
-        return unspent / 2 / pairs
-    return max(least / 3 / pairs, sys.float_info.min)
+async def keep_up(
+    connection: Connection, record: ExperimentRecord, now: datetime
+) -> alpha.Generation:
+    """The generation that the guard is in; one that is new is taken in: all rows are closed, and
+    fresh ones opened."""
+    generation = await alpha.generation_of(connection, record)
+    if generation.taken_in or generation.at is None:
+        return generation
+    past = {
+        (row.metric, row.version, row.variant): _decoded(row)
+        for row in await alpha.last_rows(connection, record, generation.number)
+        if row.metric != health_rule.SAMPLE_RATIO
+    }
+    held = await alpha.open_rows(connection, record.id, record.run)
+    await alpha.close_rows(connection, [row.id for row in held], now)
+    comers = []
+    for pair in _watched_pairs(record):
+        before = past.get((pair.metric.key, pair.metric.version, pair.variant))
+        known = before is not None and pair.watched_by(before)
+        since = _opened_block(pair, generation.at if known else now)
+        comers.append(_opening(pair, since, None if before is None else before.state))
+    if record.definition.guard.health.sample_ratio.action == "rollback":
+        comers.append(await health_rule.opening(connection, record))
+    await alpha.admit(connection, record, generation.number, comers, now)
+    await alpha.take_generation_in(connection, record)
+    return generation
 
 
-def _opening(
-    record: ExperimentRecord,
-    pair: Pair,
-    share: float,
-    now: datetime,
-    started_at: datetime | None,
-) -> tuple[object, ...]:
-    rule = pair.rule(share)
-    metric = pair.metric
+def _watched_pairs(record: ExperimentRecord) -> list[Pair]:
+    return [pair for pair in pairs(record.definition) if pair.variant not in record.rolled_back]
+
+
+def _opened_block(pair: Pair, now: datetime, started_at: datetime | None = None) -> int:
+    """The last enrolment block that a pair does not see that comes now, or with its run."""
     if started_at is None:
-        opened_block = block_of(now, metric.block_seconds)
-    else:
-        opened_block = metric.block_before(started_at)
-    return (
-        record.id,
-        record.run,
-        GENERATION,
-        metric.key,
-        metric.version,
-        pair.variant,
-        share,
-        opened_block,
-        now,
-        msgspec.json.encode(rule).decode(),
-        msgspec.json.encode(start(rule)).decode(),
-    )
+        return block_of(now, pair.metric.block_seconds)
+    return pair.metric.block_before(started_at)
+
+
+def _opening(pair: Pair, opened_block: int, before: GuardState | None = None) -> alpha.Opening:
+    """How a pair comes to the ledger; with what its state taught `before`, where there is one."""
+
+    def begin(share: float) -> tuple[GuardRule, GuardState]:
+        rule = pair.rule(share)
+        return rule, start(rule) if before is None else carried_over(rule, before)
+
+    metric = pair.metric
+    return alpha.Opening(metric.key, metric.version, pair.variant, opened_block, begin)
 
 
 async def watch(
@@ -202,40 +240,114 @@ async def watch(
     record: ExperimentRecord,
     closed: Sequence[Closed],
     propensities: Propensities,
-) -> Alarm | None:
-    """Take the blocks that closed into the evidence; the first alarm, in the order of the ledger.
+) -> list[tuple[LedgerRow, Alarm]]:
+    """Take the blocks that closed into the evidence; all alarms, in the order of the ledger.
 
     Args:
         propensities: of all epochs that the closed blocks name.
     """
-    blocks_of = {(c.metric.key, c.metric.version): c.blocks for c in closed}
+    closed_of = {(c.metric.key, c.metric.version): [c] for c in closed}
     control = record.definition.control.key
-    alarm = None
+    found = []
     for row in await read_ledger(connection, record.id, record.run):
-        seen = [
-            _block_cells(block, cells, control, row.variant, propensities)
-            for block, cells in blocks_of.get((row.metric, row.version), ())
-            if block > row.opened_block
-        ]
-        if not seen:
+        of_metric = closed_of.get((row.metric, row.version), ())
+        seen, state = follow(row, of_metric, control, propensities)
+        if seen:
+            await alpha.keep_state(connection, row.id, state)
+        if alarms(row.rule, state):
+            found.append((row, alarm_of(row, seen, state)))
+    return found
+
+
+def follow(
+    row: LedgerRow, closed: Iterable[Closed], control: str, propensities: Propensities
+) -> tuple[list[tuple[BlockCell, ...]], GuardState]:
+    """What a row of the ledger sees in the closed blocks of its metric, and its evidence then."""
+    seen = [
+        _block_cells(of_metric, block, cells, control, row.variant, propensities)
+        for of_metric in closed
+        for block, cells in of_metric.blocks
+        if block > row.opened_block
+    ]
+    state = row.state
+    for block_cells in seen:
+        state = step(row.rule, state, block_cells)
+    return seen, state
+
+
+def alarm_of(
+    row: LedgerRow, blocks: Sequence[tuple[BlockCell, ...]], state_after: GuardState
+) -> Alarm:
+    """A row whose evidence has reached its share of alpha, with what led there."""
+    return Alarm(
+        guardrail=row.metric,
+        version=row.version,
+        variant=row.variant,
+        rule=row.rule,
+        state_before=row.state,
+        blocks=tuple(blocks),
+        state_after=state_after,
+        log_peak=state_after.log_peak,
+        log_threshold=-math.log(row.rule.alpha_share),
+        generation=row.generation,
+    )
+
+
+async def consult(connection: Connection, situation: Situation) -> Sequence[Ruling]:
+    """What the guard says: nothing, while there is no evidence of harm."""
+    record, now = situation.record, situation.now
+    await keep_up(connection, record, now)
+    await _close_rows_of(connection, record, record.rolled_back, now)
+    alarming = await watch(connection, record, situation.closed, situation.propensities)
+    action = record.definition.guard.action
+    new = [(row, alarm) for row, alarm in alarming if _SEVERITY[row.acted] < _SEVERITY[action]]
+    await alpha.note_act(connection, [row.id for row, _ in new], action)
+    if new and action == "pause":
+        await store.note_guard_pause(connection, record)
+    if action == "rollback_variant":
+        await _close_rows_of(connection, record, {alarm.variant for _, alarm in new}, now)
+    return respond(action, [alarm for _, alarm in new])
+
+
+async def _close_rows_of(
+    connection: Connection, record: ExperimentRecord, variants: Collection[str], now: datetime
+) -> None:
+    """Close what watches variants that are rolled back: they have no units to come."""
+    if not variants:
+        return
+    rows = await alpha.open_rows(connection, record.id, record.run)
+    await alpha.close_rows(connection, [row.id for row in rows if row.variant in variants], now)
+
+
+def respond(action: Action, new: Iterable[Alarm]) -> list[Ruling]:
+    """What is done about alarms that are new: one act for each variant, the first of its alarms
+    being the reason; an alert for each alarm."""
+    rulings = []
+    told: set[str] = set()
+    for alarm in new:
+        if action != "alert" and alarm.variant in told:
             continue
-        state = row.state
-        for block_cells in seen:
-            state = step(row.rule, state, block_cells)
-        await connection.execute(_KEEP_STATE, row.id, msgspec.json.encode(state).decode())
-        if alarm is None and alarms(row.rule, state):
-            alarm = Alarm(
-                guardrail=row.metric,
-                version=row.version,
-                variant=row.variant,
-                rule=row.rule,
-                state_before=row.state,
-                blocks=tuple(seen),
-                state_after=state,
-                log_peak=state.log_peak,
-                log_threshold=-math.log(row.rule.alpha_share),
-            )
-    return alarm
+        told.add(alarm.variant)
+        reason = (
+            f"guardrail {alarm.guardrail} of {alarm.variant}: evidence of harm "
+            f"e^{alarm.log_peak:.2f} reached its threshold e^{alarm.log_threshold:.2f}"
+        )
+        if bound_of(alarm.rule) == "approximate":
+            reason += "; the bound is approximate, since units come again"
+        rulings.append(Ruling("guard", "harm", reason, _act(action, alarm.variant), alarm))
+    return rulings
+
+
+def _act(action: Action, variant: str) -> Act:
+    match action:
+        case "rollback":
+            return RollBack()
+        case "rollback_variant":
+            return RollBackVariant(variant)
+        case "pause":
+            return Pause()
+        case "alert":
+            return Alert()
 
 
 def recompute(alarm: Alarm) -> GuardState:
@@ -247,8 +359,14 @@ def recompute(alarm: Alarm) -> GuardState:
 
 
 def _block_cells(
-    block: int, cells: Cells, control: str, variant: str, propensities: Propensities
+    closed: Closed,
+    block: int,
+    cells: Cells,
+    control: str,
+    variant: str,
+    propensities: Propensities,
 ) -> tuple[BlockCell, ...]:
+    values = closed.histograms.get(block, {})
     return tuple(
         BlockCell(
             block=block,
@@ -257,23 +375,42 @@ def _block_cells(
             propensity_treatment=propensities[epoch].get(variant, 0.0),
             control=cells.get((epoch, control), EMPTY),
             treatment=cells.get((epoch, variant), EMPTY),
+            control_buckets=values.get((epoch, control), ()),
+            treatment_buckets=values.get((epoch, variant), ()),
         )
         for epoch in sorted({epoch for epoch, _ in cells})
     )
 
 
 async def read_ledger(connection: Connection, experiment: int, run: int) -> list[LedgerRow]:
-    """The open rows of a run's ledger, in the order of their opening."""
+    """The open rows of guardrails in a run's ledger, in the order of their opening."""
+    rows = await alpha.open_rows(connection, experiment, run)
+    return [_decoded(row) for row in rows if row.metric != health_rule.SAMPLE_RATIO]
+
+
+async def read_withdrawn(connection: Connection, record: ExperimentRecord) -> list[LedgerRow]:
+    """The last rows of what watched the variants that are rolled back."""
+    if not record.rolled_back:
+        return []
+    watched = {(pair.metric.key, pair.metric.version) for pair in pairs(record.definition)}
+    generation = await alpha.generation_of(connection, record)
     return [
-        LedgerRow(
-            id=row["id"],
-            metric=row["metric"],
-            version=row["version"],
-            variant=row["variant"],
-            alpha=row["alpha"],
-            opened_block=row["opened_block"],
-            rule=msgspec.json.decode(row["rule"], type=GuardRule),
-            state=msgspec.json.decode(row["state"], type=GuardState),
-        )
-        for row in await connection.fetch(_OPEN_ROWS, experiment, run)
+        _decoded(row)
+        for row in await alpha.last_rows(connection, record, generation.number + 1)
+        if row.variant in record.rolled_back and (row.metric, row.version) in watched
     ]
+
+
+def _decoded(row: alpha.Row) -> LedgerRow:
+    return LedgerRow(
+        id=row.id,
+        metric=row.metric,
+        version=row.version,
+        variant=row.variant,
+        alpha=row.alpha,
+        opened_block=row.opened_block,
+        rule=msgspec.json.decode(row.rule, type=GuardRule),
+        state=msgspec.json.decode(row.state, type=GuardState),
+        generation=row.generation,
+        acted=row.acted,
+    )

@@ -55,9 +55,12 @@ async def _take_in(connection: Connection, row: asyncpg.Record, now: datetime) -
     await note_caps(connection, record.id, record.run, record.definition)
     definition = await read_caps(connection, record.id, record.run, record.definition)
     record = msgspec.structs.replace(record, definition=definition)
-    for metric in map(run_metric, definition.metrics):
-        await add_metric(connection, record.id, record.run, metric, row["started_at"], covered)
-    await know_attributes(connection, record.id, record.run, row["analysed_revision"])
     started_at = row["started_at"] if row["analysed_revision"] == 0 else None
+    for metric in map(run_metric, definition.metrics):
+        # What units did before a metric of visits joins, it does not see.
+        joins = metric.scope == "exposure" and started_at is None
+        since = now if joins else row["started_at"]
+        await add_metric(connection, record.id, record.run, metric, since, covered)
+    await know_attributes(connection, record.id, record.run, row["analysed_revision"])
     await guard.take_in(connection, record, now, started_at)
     await connection.execute(_TAKEN_IN, record.id, record.run, record.revision)

@@ -1,17 +1,26 @@
 """One leader among many processes: a row with a term and an expiry by the database's clock."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Final
+
+import asyncpg
 
 from experiments.store import Connection
+
+_PATIENCE: Final = "set local lock_timeout = '1s'"
 
 _TAKE = """
     insert into lease (name, holder, term, expires_at)
     values ($1, $2, 1, clock_timestamp() + $3::interval)
     on conflict (name) do update
-    set holder = excluded.holder, expires_at = excluded.expires_at,
+    set holder = excluded.holder,
+        -- By the time at which the row is ours: it may have been locked for a while.
+        expires_at = clock_timestamp() + $3::interval,
         term = lease.term + (lease.holder <> excluded.holder
-                             or lease.expires_at <= clock_timestamp())::int
+                             or lease.expires_at <= clock_timestamp()
+                             or lease.expires_at > clock_timestamp() + 2 * $3::interval)::int
     where lease.holder = excluded.holder or lease.expires_at <= clock_timestamp()
+       or lease.expires_at > clock_timestamp() + 2 * $3::interval
     returning term
 """
 _HOLD = """
@@ -21,7 +30,17 @@ _HOLD = """
         'idle_in_transaction_session_timeout',
         (1000 * extract(epoch from $4::interval))::int::text,
         true
-    )
+    ), set_config('application_name', 'turnout leader: ' || $1, true)
+"""
+# A backend in the middle of a statement that waits for its client.
+_WAITING = """
+    select pid, query_start, clock_timestamp() as now from pg_stat_activity
+    where datname = current_database() and application_name = 'turnout leader: ' || $1
+      and state = 'active' and wait_event_type = 'Client'
+"""
+_END = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where pid = $1 and query_start = $2 and state = 'active' and wait_event_type = 'Client'
 """
 _PROLONG = """
     update lease set expires_at = clock_timestamp() + $4::interval
@@ -44,15 +63,44 @@ class Lease:
         self._name = name
         self._holder = holder
         self._time_to_live = time_to_live
+        self._waiting: tuple[int, datetime] | None = None
+        self._waiting_since: datetime | None = None
 
     async def take(self, connection: Connection) -> int | None:
         """Take the lease, or prolong it; its term, or None while another process holds it.
 
         A term ends with its expiry: whoever takes the lease then, also its last holder, gets a
-        new one.
+        new one. An expiry that lies too far ahead to be of this clock was written before the clock
+        was put back, or came with a backup of another machine: that lease is over, too.
+
+        Where a transaction of the leader goes on for longer than a second, it leads.
         """
-        self.term = await connection.fetchval(_TAKE, self._name, self._holder, self._time_to_live)
+        try:
+            async with connection.transaction():
+                await connection.execute(_PATIENCE)
+                self.term = await connection.fetchval(
+                    _TAKE, self._name, self._holder, self._time_to_live
+                )
+        except asyncpg.LockNotAvailableError:
+            self.term = None
+            await self._end_frozen(connection)
+        else:
+            self._waiting = None
         return self.term
+
+    async def _end_frozen(self, connection: Connection) -> None:
+        """End the leader's transaction if it has waited in one statement, for half as long as a
+        lease lives, for a process that reads nothing and sends nothing: to the server that is no
+        idle time. Whoever works, however long, is found to read now and then."""
+        row = await connection.fetchrow(_WAITING, self._name)
+        if row is None:
+            self._waiting = None
+            return
+        waiting, now = (row["pid"], row["query_start"]), row["now"]
+        if waiting != self._waiting or self._waiting_since is None:
+            self._waiting, self._waiting_since = waiting, now
+        elif now - self._waiting_since >= self._time_to_live / 2:
+            await connection.execute(_END, *waiting)
 
     async def hold(self, connection: Connection) -> int:
         """Make sure, to the end of the transaction, that the term still is ours, and prolong it.

@@ -20,8 +20,8 @@ class AnalysisMetrics:
         )
         self.decisions = Counter(
             "turnout_decisions",
-            "Decisions of the controller, by kind",
-            ["project", "experiment", "kind"],
+            "Decisions of the controller, by kind, rule, and why",
+            ["project", "experiment", "kind", "rule", "code"],
             registry=registry,
         )
         self.failures = Counter(

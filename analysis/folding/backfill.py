@@ -1,4 +1,5 @@
-"""Backfill: values of units that were enrolled before a metric came, or was changed.
+"""Backfill: values of units that were enrolled before a metric came, or was changed; of one of the
+scope `exposure` what they have met last.
 
 It goes on in the background, some units a step, each step in a transaction of its own. The values
 of a metric stand for all ordinals below its mark `covered`; folding keeps those up to date
@@ -11,8 +12,9 @@ import msgspec
 
 from analysis.folding.enrol import make_room, read_moved
 from analysis.folding.fold import BY_INDEX, apply, outcomes_of_moved, units_of_moved
-from analysis.folding.metrics import read_metrics
+from analysis.folding.metrics import StoredMetric, read_every_metric
 from analysis.folding.position import hold_moments
+from analysis.folding.visits import fill_meetings
 from experiments.store import Connection
 
 STEP: Final = 20_000
@@ -43,12 +45,19 @@ async def backfill(connection: Connection) -> bool:
         return False
     begin, end = row["covered"], min(row["covered"] + STEP, row["enrolments"])
     await connection.execute(BY_INDEX)
+    [metric] = await read_every_metric(connection, (), [row["id"]])
+    if metric.made.scope == "exposure":
+        await fill_meetings(connection, metric, begin, end)
+    else:
+        await _fill_values(connection, metric, begin, end)
+    await connection.execute(_COVERED, metric.id, None if end == row["enrolments"] else end)
+    return True
+
+
+async def _fill_values(connection: Connection, metric: StoredMetric, begin: int, end: int) -> None:
     await make_room(connection)
-    await connection.execute(_UNITS_FROM, row["experiment"], row["run"], begin, end)
-    [metric] = await read_metrics(connection, (), [row["id"]])
+    await connection.execute(_UNITS_FROM, metric.experiment, metric.run, begin, end)
     units = units_of_moved(
         await read_moved(connection), [msgspec.structs.replace(metric, covered=None)]
     )
     await apply(connection, [metric], units, await outcomes_of_moved(connection, units))
-    await connection.execute(_COVERED, metric.id, None if end == row["enrolments"] else end)
-    return True

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from analysis.folding.enrol import Batch, enrol
 from analysis.folding.health import keep_health
-from analysis.folding.metrics import MOST_AHEAD, StoredMetric, read_metrics
+from analysis.folding.metrics import MOST_AHEAD, StoredMetric, read_every_metric
 from analysis.folding.position import hold_moments
 from analysis.folding.states import Units, unit_key
 from analysis.folding.totals import keep_totals
 from analysis.folding.values import Outcomes, bring_up_to_date
+from analysis.folding.visits import fold_visits
 from analysis.folding.wire import UNIX_TO_POSTGRES, Columns, Layout, read_rows
 from experiments.model import LARGEST_VALUE
 from experiments.store import Connection
@@ -180,19 +181,26 @@ async def _fold_segments(connection: Connection, batch: Batch) -> None:
     await connection.execute(BY_INDEX)
     moved = await enrol(connection, batch)
     runs = set(zip(moved["experiment"].tolist(), moved["run"].tolist(), strict=True))
-    metrics, fresh = await _read_fresh(connection, runs, batch)
+    metrics, of_visits, fresh = await _read_fresh(connection, runs, batch)
+    # What counts for metrics of the scope `exposure` goes its own way (`visits.py`).
+    visits = _only(fresh, np.isin(fresh["metric"], of_visits))
+    fresh = _only(fresh, _is_counted(fresh, metrics))
     anew = units_of_moved(moved, metrics)
+    of_moved = _only(fresh, np.zeros(len(fresh["metric"]), np.bool_))
+    if len(anew.metric) or (of_visits and len(moved["ordinal"])):
+        of_moved = await _read_of_moved(connection)
     remade = np.isin(
         unit_key(fresh["metric"], fresh["ordinal"]), unit_key(anew.metric, anew.ordinal)
     )
     touched = _only(fresh, ~remade)
     outcomes = [_outcomes(touched)]
     if len(anew.metric):
-        outcomes.append(await outcomes_of_moved(connection, anew))
+        outcomes.append(_of_units(of_moved, anew))
     units = [anew, _units_of(touched)]
     counted = Outcomes(*map(np.concatenate, zip(*outcomes, strict=True)))
     await apply(connection, metrics, Units(*map(np.concatenate, zip(*units, strict=True))), counted)
     await keep_health(connection, batch, metrics, moved, counted)
+    await fold_visits(connection, batch, moved, visits, of_moved)
 
 
 async def apply(
@@ -205,27 +213,37 @@ async def apply(
 
 async def _read_fresh(
     connection: Connection, runs: Iterable[tuple[int, int]], batch: Batch
-) -> tuple[list[StoredMetric], Columns]:
-    """The metrics of these runs and all others that a batch's outcomes count for; and those of its
-    outcomes whose units these metrics count and cover."""
+) -> tuple[list[StoredMetric], list[int], Columns]:
+    """The metrics of these runs and all others that a batch's outcomes count for, but for those of
+    the scope `exposure`, of which there are the numbers; and all of these outcomes."""
     fresh = await read_rows(connection, _NEW_OUTCOMES, _NEW_LAYOUT, *batch)
-    metrics = await read_metrics(connection, runs, np.unique(fresh["metric"]).tolist())
-    return metrics, _only(fresh, _is_counted(fresh, metrics))
+    every = await read_every_metric(connection, runs, np.unique(fresh["metric"]).tolist())
+    metrics = [metric for metric in every if metric.made.scope == "enrolment"]
+    return metrics, [m.id for m in every if m.made.scope == "exposure"], fresh
 
 
 async def read_standing(
     connection: Connection, batch: Batch
 ) -> tuple[list[StoredMetric], Units, Outcomes]:
     """The outcomes of a batch that was folded, as they count in the states of their units."""
-    metrics, rows = await _read_fresh(connection, (), batch)
+    metrics, _, fresh = await _read_fresh(connection, (), batch)
+    rows = _only(fresh, _is_counted(fresh, metrics))
     return metrics, _units_of(rows), _outcomes(rows)
 
 
 async def outcomes_of_moved(connection: Connection, units: Units) -> Outcomes:
     """All folded outcomes of the units in `moved` that count for one of these, which are made of
     `moved`."""
+    return _of_units(await _read_of_moved(connection), units)
+
+
+async def _read_of_moved(connection: Connection) -> Columns:
+    """All folded outcomes of the units in `moved`."""
     earliest = await connection.fetchval(_EARLIEST, MOST_AHEAD)
-    rows = await read_rows(connection, _OUTCOMES_OF_MOVED, _OUTCOME_LAYOUT, earliest)
+    return await read_rows(connection, _OUTCOMES_OF_MOVED, _OUTCOME_LAYOUT, earliest)
+
+
+def _of_units(rows: Columns, units: Units) -> Outcomes:
     counted = units.at_rows(np.flatnonzero(units.arm != 0))
     wanted = unit_key(counted.metric, counted.ordinal)
     return _outcomes(_only(rows, np.isin(unit_key(rows["metric"], rows["ordinal"]), wanted)))
@@ -274,14 +292,18 @@ def _only(rows: Columns, which: NDArray[np.bool_]) -> Columns:
 
 
 def _is_counted(rows: Columns, metrics: Sequence[StoredMetric]) -> NDArray[np.bool_]:
-    """Whether units of metrics have values; some are never to have one, or get it by a backfill."""
+    """Whether units have values of these metrics; some are never to have one, or get it by a
+    backfill."""
     if not metrics:
         return np.zeros(len(rows["metric"]), np.bool_)
-    place = np.searchsorted([m.id for m in metrics], rows["metric"])
+    numbers = np.array([m.id for m in metrics])
+    place = np.minimum(np.searchsorted(numbers, rows["metric"]), len(numbers) - 1)
     covered = np.array([np.inf if m.covered is None else m.covered for m in metrics])
     since = np.array([_since(m) for m in metrics])
-    counted: NDArray[np.bool_] = (rows["ordinal"] < covered[place]) & (
-        rows["enrolled_at"] >= since[place]
+    counted: NDArray[np.bool_] = (
+        (numbers[place] == rows["metric"])
+        & (rows["ordinal"] < covered[place])
+        & (rows["enrolled_at"] >= since[place])
     )
     return counted
 

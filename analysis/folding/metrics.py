@@ -16,6 +16,7 @@ from experiments.model import (
     QuantileCap,
     QuantileMetric,
     RatioMetric,
+    Scope,
     parse_duration,
 )
 from experiments.store import Connection
@@ -24,6 +25,8 @@ MIN_BLOCK_SECONDS: Final = 1
 MAX_BLOCK_SECONDS: Final = 300
 MOST_AHEAD: Final = timedelta(minutes=5)
 """How far an outcome's time may be ahead of its receipt (DESIGN 6)."""
+ALWAYS: Final = timedelta(days=36_500)
+"""For how long after its enrolment a unit counts for a metric of the scope `exposure`."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -37,7 +40,11 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class RunMetric(msgspec.Struct, frozen=True):
-    """What a metric makes of a unit. `version` changes with whatever makes its value another."""
+    """What a metric makes of a unit. `version` changes with whatever makes its value another.
+
+    One of the scope `exposure` is a ratio of what a unit does in a block of time: its blocks are of
+    the time of outcomes (`visits.py`), those of others of the time of enrolment.
+    """
 
     key: str
     version: str
@@ -45,11 +52,15 @@ class RunMetric(msgspec.Struct, frozen=True):
     window: timedelta
     block_seconds: int
     parts: tuple[Part, ...]
+    scope: Scope = "enrolment"
 
     def last_closed(self, watermark: datetime, lateness: timedelta) -> int:
         """The last block whose units have finished: its end, the window and the lateness allowed
-        lie below the watermark."""
-        return self.block_before(watermark - self.window - lateness)
+        lie below the watermark.
+
+        Half a window is allowed at most: who asks for a short window wants to know soon.
+        """
+        return self.block_before(watermark - self.window - min(lateness, self.window / 2))
 
     def block_before(self, at: datetime) -> int:
         """The last block that was over at a time."""
@@ -59,10 +70,10 @@ class RunMetric(msgspec.Struct, frozen=True):
 class StoredMetric(msgspec.Struct, frozen=True):
     """A metric of a run, and how far its values have come.
 
-    `closed_through` is the last enrolment block that is closed. Units with an ordinal below
+    `closed_through` is the last block that is closed. Units with an ordinal below
     `covered` have their values; None means all. Of units enrolled before `since` not all raw events
     were there any more when the metric came, so it does not count them; None means that it counts
-    all.
+    all. A metric of the scope `exposure` counts outcomes from `since` on, whoever they are of.
     """
 
     id: int
@@ -76,7 +87,7 @@ class StoredMetric(msgspec.Struct, frozen=True):
 
 _METRICS = """
     select m.id, m.experiment, m.run, m.key, m.version, m.kind, m.window_length, m.block_seconds,
-           m.closed_through, m.covered, m.since
+           m.scope, m.closed_through, m.covered, m.since
     from run_metric m
     where m.id = any($3)
        or (m.experiment, m.run) in (select * from unnest($1::bigint[], $2::int[]))
@@ -94,8 +105,8 @@ _SINCE = """
 """
 _ADD_METRIC = """
     insert into run_metric (experiment, run, key, version, kind, window_length, block_seconds,
-                            closed_through, covered, since)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                            scope, closed_through, covered, since)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     on conflict (experiment, run, key, version) do nothing
     returning id
 """
@@ -129,10 +140,12 @@ def block_of(at: datetime, block_seconds: int) -> int:
 def run_metric(metric: Metric) -> RunMetric:
     """A metric of a definition in the form that folding reads."""
     window = parse_duration(metric.window)
+    if metric.scope == "exposure":
+        return _of_visits(metric, window)
     kind, outcome = _outcome(metric, window)
     parts = (*outcome, *_covariates(metric, outcome))
     first, *others = parts
-    made_of = (
+    made_of: tuple[object, ...] = (
         *(kind, first.event, first.aggregate, first.cap, window.total_seconds()),
         *(
             (p.event, p.aggregate, p.cap, p.begins.total_seconds(), p.ends.total_seconds())
@@ -141,12 +154,44 @@ def run_metric(metric: Metric) -> RunMetric:
     )
     return RunMetric(
         key=metric.key,
-        version=hashlib.blake2b(msgspec.json.encode(made_of), digest_size=4).hexdigest(),
+        version=_hash(made_of),
         kind=kind,
         window=window,
         block_seconds=block_seconds(window),
         parts=parts,
     )
+
+
+def _of_visits(metric: Metric, window: timedelta) -> RunMetric:
+    """A metric of the scope `exposure`: numerator and denominator of what a unit does in a block. A
+    mean's are the values of its outcomes, each capped by itself, and how many outcomes there are.
+    """
+
+    def part(event: str, aggregate: Aggregate, cap: float | None = None) -> Part:
+        return Part(event, aggregate, cap, timedelta(0), ALWAYS)
+
+    match metric:
+        case RatioMetric():
+            parts = part(metric.numerator, "total"), part(metric.denominator, "total")
+        case MeanMetric():
+            cap = None if isinstance(metric.cap, QuantileCap) else metric.cap
+            parts = part(metric.event, "sum", cap), part(metric.event, "count")
+        case _:
+            raise ValueError(f"a metric of kind {metric.__struct_config__.tag} has no visits")
+    made_of = tuple((p.event, p.aggregate, p.cap) for p in parts)
+    return RunMetric(
+        key=metric.key,
+        version=_hash(("exposure", window.total_seconds(), made_of)),
+        kind="ratio",
+        window=window,
+        block_seconds=block_seconds(window),
+        parts=parts,
+        scope="exposure",
+    )
+
+
+def _hash(made_of: object) -> str:
+    return hashlib.blake2b(msgspec.json.encode(made_of), digest_size=4).hexdigest()
 
 
 def _outcome(metric: Metric, window: timedelta) -> tuple[Kind, tuple[Part, ...]]:
@@ -178,7 +223,7 @@ def _covariates(metric: Metric, outcome: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def block_seconds(window: timedelta) -> int:
-    """How long an enrolment block is: a tenth of the window, a second to five minutes.
+    """How long a block is: a tenth of the window, a second to five minutes.
 
     Short blocks let a short window close soon; long ones keep the cells of a long window few.
     """
@@ -200,9 +245,14 @@ async def add_metric(
     later.
 
     Args:
+        started_at: when the run started; for a metric of the scope `exposure`, from when on it is
+            to count.
         covered: 0 where there are units whose values are still to be filled in, None otherwise.
     """
     closed_through = metric.block_before(started_at)
+    since = started_at
+    if metric.scope == "enrolment":
+        since = await connection.fetchval(_SINCE, started_at, MOST_AHEAD)
     added = await connection.fetchval(
         _ADD_METRIC,
         experiment,
@@ -212,9 +262,10 @@ async def add_metric(
         metric.kind,
         metric.window,
         metric.block_seconds,
+        metric.scope,
         closed_through,
         covered,
-        await connection.fetchval(_SINCE, started_at, MOST_AHEAD),
+        since,
     )
     if added is not None:
         await connection.executemany(
@@ -258,7 +309,15 @@ async def read_metrics(
     connection: Connection, runs: Iterable[tuple[int, int]], ids: Sequence[int]
 ) -> list[StoredMetric]:
     """The metrics of these runs (experiment, number), and those with these ids, in the order of
-    their ids."""
+    their ids; but for those of the scope `exposure`."""
+    every = await read_every_metric(connection, runs, ids)
+    return [metric for metric in every if metric.made.scope == "enrolment"]
+
+
+async def read_every_metric(
+    connection: Connection, runs: Iterable[tuple[int, int]], ids: Sequence[int]
+) -> list[StoredMetric]:
+    """As `read_metrics`, whatever their scope."""
     wanted = sorted(runs)
     rows = await connection.fetch(
         _METRICS, [experiment for experiment, _ in wanted], [run for _, run in wanted], ids
@@ -279,6 +338,7 @@ async def read_metrics(
                 window=row["window_length"],
                 block_seconds=row["block_seconds"],
                 parts=tuple(parts[row["id"]]),
+                scope=row["scope"],
             ),
             closed_through=row["closed_through"],
             covered=row["covered"],

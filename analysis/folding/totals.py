@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from analysis.folding.cells import ALL, CLOSED, Keys, moments_of, read_cells
-from analysis.folding.metrics import StoredMetric, read_metrics
+from analysis.folding.metrics import StoredMetric, read_every_metric
 from analysis.folding.pause import Pause
 from analysis.folding.position import hold_moments
 from analysis.folding.tables import Table
@@ -109,7 +109,7 @@ async def renew_totals(connection: Connection) -> bool:
     row = await connection.fetchrow(_STALE, FORM)
     if row is None:
         return False
-    [metric] = await read_metrics(connection, (), [row["metric"]])
+    [metric] = await read_every_metric(connection, (), [row["metric"]])
     plan = await store.get_definition(connection, metric.experiment)
     place = Place(metric.id, row["block"], row["segment"])
     await _store(connection, {place: await _made_anew(connection, metric, place, plan)})

@@ -2,13 +2,14 @@
 
 Under "the variant is within its margin at every time" the evidence M is a non-negative
 supermartingale that starts at 1, so P(M ever reaches 1/α) <= α (Ville), over all looks, ramp
-steps and reallocations together. Exactly so for proportions; for means asymptotically, after a
-burn-in.
+steps and reallocations together. Exactly so for proportions; for means, ratios and quantiles
+asymptotically, after a burn-in.
 
 How it is made:
 
 * Each unit gives an AIPW harm score X with conditional mean <= 0 under the hypothesis, whatever
-  the propensities are, as long as they are those it was enrolled with (`scores`).
+  the propensities are, as long as they are those it was enrolled with (`harm_scores.py`). Where a
+  unit has several numbers, they are read as one first (`harm_readings.py`).
 * A bet g turns a block's scores into a factor F with conditional mean <= 1 (`_log_factor_*`).
 * A process that starts at block j multiplies the factors from j on. Their mixture with weights
   w_j = 1/(j(j+1)) sees a change that comes late, where a process started at block 1 has first to
@@ -19,138 +20,56 @@ How it is made:
 Sources: Shin, Ramdas, Rinaldo (2023), "E-detectors: a nonparametric framework for sequential
 change detection" (sums of e-processes started at consecutive times; starting weights that sum to 1
 bound the false-alarm probability instead of the run length); Waudby-Smith, Ramdas (2024),
-"Estimating means of bounded random variables by betting"; Robins, Rotnitzky, Zhao (1994) for the
-score and Hadad et al. (2021) for its plug-ins from the past; Delyon (2009), "Exponential
-inequalities for sums of weakly dependent variables", with Howard et al. (2020), "Time-uniform
-Chernoff bounds via nonnegative supermartingales", for the factor of unbounded scores.
+"Estimating means of bounded random variables by betting"; Delyon (2009), "Exponential inequalities
+for sums of weakly dependent variables", with Howard et al. (2020), "Time-uniform Chernoff bounds
+via nonnegative supermartingales", for the factor of unbounded scores.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from analysis.inference.blocks import next_block
-from analysis.inference.kinds import Goal, Kind
-from analysis.inference.moments import EMPTY, Moments, conversions, merge, scaled_to
+from analysis.inference.guard_model import (
+    BETS,
+    MEMORY_UNITS,
+    BlockCell,
+    Denominator,
+    GuardRule,
+    GuardState,
+)
+from analysis.inference.harm_readings import Reading, memory_of_values, read
+from analysis.inference.harm_scores import contrast, scores
+from analysis.inference.kinds import Bound
+from analysis.inference.moments import Moments, conversions, merge, scaled_to
+from analysis.inference.value_counts import Buckets, ValueCounts, remember
 
-BETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.9)
-"""Sizes of bets, as shares of the largest one that cannot ruin (proportions) or in units of one
-over the score's standard deviation (means). Small ones find small harm slowly, large ones find
-large harm at once; mixing over eight costs ln 8 = 2.1 of log evidence at most."""
+__all__ = [
+    "BETS",
+    "BURN_IN_UNITS",
+    "BURN_IN_UNITS_PER_ARM",
+    "MEMORY_UNITS",
+    "BlockCell",
+    "GuardRule",
+    "GuardState",
+    "alarms",
+    "bound_of",
+    "is_exact",
+    "log_evidence",
+    "start",
+    "step",
+]
 
-BURN_IN_UNITS = 1000
-"""Units of both arms that only train plug-ins and variance before a bet on a mean."""
+BURN_IN_UNITS: Final = 1000
+"""Units of both arms that only train plug-ins and variance before a bet on what is unbounded."""
 
-BURN_IN_UNITS_PER_ARM = 100
+BURN_IN_UNITS_PER_ARM: Final = 100
 """Of these, units that each arm needs; it is what binds at the 1 % step of a ramp."""
-
-MEMORY_UNITS = 5_000
-"""Units of an arm that the plug-ins remember; beyond that older ones fade, so that a drifting base
-rate or variance is followed."""
 
 _PRIOR_RATE = 0.5
 _PRIOR_UNITS = 1.0
-
-
-class GuardRule(msgspec.Struct, frozen=True):
-    """What counts as harm, and what an alarm costs. Stored beside the evidence.
-
-    Arguments:
-        kind: proportion (scores 0 and 1) or mean (any finite number).
-        goal: which way of the metric is better.
-        margin: the harm that is tolerated, at least 0: in the metric's unit, or as a fraction of
-            the control's absolute mean where `relative` is true.
-        alpha_share: the bound on the chance of a false alarm, in (0, 1): this rule's part of the
-            guard's alpha, given by its ledger.
-        relative: how the margin is meant.
-        bets: the grid of bets, each in (0, 1).
-
-    Raises:
-        ValueError: when a number is outside its bounds.
-    """
-
-    kind: Kind
-    goal: Goal
-    margin: float
-    alpha_share: float
-    relative: bool = False
-    bets: tuple[float, ...] = BETS
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.margin) and self.margin >= 0.0):
-            raise ValueError(f"a margin is a finite number of at least 0, not {self.margin}")
-        if not 0.0 < self.alpha_share < 1.0:
-            raise ValueError(f"a share of alpha lies in (0, 1), not at {self.alpha_share}")
-        if not self.bets or any(not 0.0 < bet < 1.0 for bet in self.bets):
-            raise ValueError("bets lie strictly between 0 and 1, and there is at least one")
-
-
-class BlockCell(msgspec.Struct, frozen=True):
-    """What one enrolment block saw of one epoch, for a treatment and the control.
-
-    Arguments:
-        block: the block's number, increasing in time.
-        epoch: the epoch in which the units were enrolled.
-        propensity_control, propensity_treatment: the epoch's logged propensities of the two arms
-            (of all variants, not only of these two).
-        control, treatment: moments of the two arms' finished scores, d = 1.
-    """
-
-    block: int
-    epoch: int
-    propensity_control: float
-    propensity_treatment: float
-    control: Moments
-    treatment: Moments
-
-
-class GuardState(msgspec.Struct, frozen=True):
-    """The evidence so far: all that the next block needs. Finite numbers only, so it is JSON.
-
-    Arguments:
-        blocks: t, the number of blocks that were bet on. Quiet blocks and burn-in do not count,
-            so a quiet night costs nothing.
-        log_stakes: per bet, ln(S_t + w_{t+1}): what goes into the next block, the process that
-            starts there included.
-        log_peak: the largest ln M so far; a crossing is kept, also when several blocks are
-            folded between two looks.
-        units: units seen in both arms, burn-in included.
-        burn_in_units: of these, the units that came before the first bet.
-        control, treatment: moments that the plug-ins are made of.
-        last_block: number of the last block seen.
-    """
-
-    blocks: int
-    log_stakes: tuple[float, ...]
-    log_peak: float
-    units: int = 0
-    burn_in_units: int = 0
-    control: Moments = EMPTY
-    treatment: Moments = EMPTY
-    last_block: int | None = None
-
-
-class Scores(msgspec.Struct, frozen=True):
-    """The harm score of a unit as a function of its outcome y: X = at_zero + slope · y.
-
-    Arguments:
-        control_at_zero, control_slope: for a unit of the control.
-        treatment_at_zero, treatment_slope: for a unit of the treatment.
-        expected: mean of X if the arms' means are the plug-ins.
-        variance_factor: variance of X around `expected`, for outcomes of variance 1 in both arms.
-    """
-
-    control_at_zero: float
-    control_slope: float
-    treatment_at_zero: float
-    treatment_slope: float
-    expected: float
-    variance_factor: float
-
-    def second_moment(self, variance: float) -> float:
-        """E[X²] if the arms' means are the plug-ins and their outcomes have this variance."""
-        return self.expected * self.expected + self.variance_factor * variance
 
 
 def start(rule: GuardRule) -> GuardState:
@@ -177,20 +96,12 @@ def step(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> Guar
         return state
     block = _check(rule, state, cells)
     ordered = sorted(cells, key=lambda cell: cell.epoch)
-    units = sum(cell.control.n + cell.treatment.n for cell in ordered)
+    units = sum(cell.units for cell in ordered)
     log_factors = [] if units == 0 else _log_factors(rule, state, ordered)
 
-    control, treatment = state.control, state.treatment
+    after = msgspec.structs.replace(state, units=state.units + units, last_block=block)
     for cell in ordered:
-        control = _remember(control, cell.control)
-        treatment = _remember(treatment, cell.treatment)
-    after = msgspec.structs.replace(
-        state,
-        units=state.units + units,
-        control=control,
-        treatment=treatment,
-        last_block=block,
-    )
+        after = _learn(rule, after, cell)
     if not log_factors:
         if state.blocks == 0:
             after = msgspec.structs.replace(after, burn_in_units=after.units)
@@ -225,44 +136,15 @@ def alarms(rule: GuardRule, state: GuardState) -> bool:
 
 
 def is_exact(rule: GuardRule) -> bool:
-    """Whether the bound on false alarms holds exactly (proportions) or asymptotically (means)."""
+    """Whether the bound on false alarms holds exactly (proportions) or asymptotically (others)."""
     return rule.kind == "proportion"
 
 
-def scores(rule: GuardRule, state: GuardState, cell: BlockCell) -> Scores:
-    """The harm score of a unit enrolled in this cell, given what earlier blocks taught.
-
-    G1 = m1 + 1{A=1}(Y - m1)/e1 and G0 = m0 + 1{A=0}(Y - m0)/e0 are unbiased for the two arms'
-    means for any plug-ins m1, m0 of the past, with e1 = e_k/(e_0 + e_k) and e0 = 1 - e1. With
-    s = +1 for goal increase and -1 for decrease, and margin m or r,
-
-        absolute: X = -s (G1 - G0) - m          relative: X = -s G1 + (s - r sign(μ0)) G0,
-
-    so that E[X | past] <= 0 exactly when the harm -s(μ1 - μ0) is at most m, or r |μ0|. The sign
-    of a control mean μ0 is 1 for a proportion, and that of its plug-in otherwise.
-    """
-    e1 = cell.propensity_treatment / (cell.propensity_control + cell.propensity_treatment)
-    e0 = cell.propensity_control / (cell.propensity_control + cell.propensity_treatment)
-    m0, m1 = plug_in(rule, state.control), plug_in(rule, state.treatment)
-    s = 1.0 if rule.goal == "increase" else -1.0
-    of_control = s - rule.margin * math.copysign(1.0, m0) if rule.relative else s
-    constant = 0.0 if rule.relative else -rule.margin
-    expected = -s * m1 + of_control * m0 + constant
-    return Scores(
-        control_at_zero=expected - of_control * m0 / e0,
-        control_slope=of_control / e0,
-        treatment_at_zero=expected + s * m1 / e1,
-        treatment_slope=-s / e1,
-        expected=expected,
-        variance_factor=of_control * of_control / e0 + 1.0 / e1,
-    )
-
-
-def plug_in(rule: GuardRule, seen: Moments) -> float:
-    """An arm's mean as guessed from earlier blocks; a proportion's starts at one half."""
-    if rule.kind == "proportion":
-        return (seen.n * seen.mean[0] + _PRIOR_UNITS * _PRIOR_RATE) / (seen.n + _PRIOR_UNITS)
-    return seen.mean[0]
+def bound_of(rule: GuardRule) -> Bound:
+    """How the bound on false alarms holds."""
+    if rule.repeats:
+        return "approximate"
+    return "exact" if is_exact(rule) else "asymptotic"
 
 
 def _check(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> int:
@@ -274,24 +156,23 @@ def _check(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> in
 def _log_factors(rule: GuardRule, state: GuardState, cells: Sequence[BlockCell]) -> list[float]:
     """ln F of the block per bet, over the cells that allow one; [] where none does."""
     factor = _log_factor_betting if rule.kind == "proportion" else _log_factor_gaussian
-    if rule.kind == "mean" and not _is_burnt_in(state):
+    if rule.kind != "proportion" and not _is_burnt_in(state):
         return []
     parts = [
         factors
         for cell in cells
-        if min(cell.propensity_control, cell.propensity_treatment) > 0.0
-        and cell.control.n + cell.treatment.n > 0
-        and (factors := factor(rule, state, cell)) is not None
+        if cell.has_contrast and cell.units > 0 and (factors := factor(rule, state, cell))
     ]
     return [math.fsum(per_bet) for per_bet in zip(*parts, strict=True)]
 
 
-def _log_factor_betting(rule: GuardRule, state: GuardState, cell: BlockCell) -> list[float] | None:
+def _log_factor_betting(rule: GuardRule, state: GuardState, cell: BlockCell) -> list[float]:
     """ln Π (1 + λ X) of a proportion, from the four counts; λ = c/b, -b the least possible X.
 
     1 + λX > 0 and E[1 + λX | past] <= 1: an exact test martingale for every c in (0, 1).
     """
-    score = scores(rule, state, cell)
+    m0, m1 = rate(state.control), rate(state.treatment)
+    score = scores(contrast(rule.goal, rule.margin, rule.relative, m0), m0, m1, *cell.shares)
     converted0, converted1 = conversions(cell.control), conversions(cell.treatment)
     outcomes = (
         (cell.control.n - converted0, score.control_at_zero),
@@ -305,8 +186,15 @@ def _log_factor_betting(rule: GuardRule, state: GuardState, cell: BlockCell) -> 
     ]
 
 
-def _log_factor_gaussian(rule: GuardRule, state: GuardState, cell: BlockCell) -> list[float] | None:
-    """ln F of an unbounded metric, from the block's moments; None while no spread was seen.
+def rate(seen: Moments) -> float:
+    """A proportion as guessed from earlier blocks; it starts at one half."""
+    return (seen.n * seen.mean[0] + _PRIOR_UNITS * _PRIOR_RATE) / (seen.n + _PRIOR_UNITS)
+
+
+def _log_factor_gaussian(rule: GuardRule, state: GuardState, cell: BlockCell) -> list[float]:
+    """ln F of an unbounded metric, from the block's moments; [] while no spread was seen. It is the
+    least of all readings, as a variant is harmless if any of them says so; one whose own past has
+    no spread gains nothing.
 
     By Delyon's exp(x - x²/6) <= 1 + x + x²/3, exp(λX - λ²X²/6 - λ²σ²/3) has a conditional mean of
     at most 1 for any X with E[X | past] <= 0 and E[X² | past] <= σ²: no tail assumption, and an
@@ -321,21 +209,30 @@ def _log_factor_gaussian(rule: GuardRule, state: GuardState, cell: BlockCell) ->
       At 5 % of the traffic most blocks then show the control's share of the jump only, and without
       this such a jump is taken for harm in most runs.
     """
-    score = scores(rule, state, cell)
-    larger = max(state.control.variance or 0.0, state.treatment.variance or 0.0)
+    parts = [_log_factor_of(reading, rule, cell) for reading in read(rule, state, cell)]
+    if not any(parts):
+        return []
+    nothing = [0.0] * len(rule.bets)
+    return [min(per_bet) for per_bet in zip(*(part or nothing for part in parts), strict=True)]
+
+
+def _log_factor_of(reading: Reading, rule: GuardRule, cell: BlockCell) -> list[float]:
+    past0, past1 = reading.past_control, reading.past_treatment
+    score = scores(reading.harm, past0.mean[0], past1.mean[0], *cell.shares)
+    larger = max(past0.variance or 0.0, past1.variance or 0.0)
     if larger <= 0.0:
-        return None
+        return []
     sum_x = sum_x2 = deviations = 0.0
     for seen, plugged, at_zero, slope in (
-        (cell.control, state.control, score.control_at_zero, score.control_slope),
-        (cell.treatment, state.treatment, score.treatment_at_zero, score.treatment_slope),
+        (reading.control, past0, score.control_at_zero, score.control_slope),
+        (reading.treatment, past1, score.treatment_at_zero, score.treatment_slope),
     ):
         mean_x = at_zero + slope * seen.mean[0]
-        shift = seen.mean[0] - plug_in(rule, plugged)
+        shift = seen.mean[0] - plugged.mean[0]
         sum_x += seen.n * mean_x
         sum_x2 += seen.n * mean_x * mean_x + slope * slope * seen.m2[0]
         deviations += seen.n * shift * shift + seen.m2[0]
-    n = cell.control.n + cell.treatment.n
+    n = cell.units
     sigma2 = score.second_moment(larger)
     z, q = sum_x / math.sqrt(sigma2), sum_x2 / sigma2
     v = max(n, q, n * score.second_moment(deviations / n) / sigma2)
@@ -343,12 +240,66 @@ def _log_factor_gaussian(rule: GuardRule, state: GuardState, cell: BlockCell) ->
 
 
 def _is_burnt_in(state: GuardState) -> bool:
-    fewest = min(state.control.n, state.treatment.n)
+    arms = (state.control, state.control_values), (state.treatment, state.treatment_values)
+    fewest = min(max(moments.n, values.units) for moments, values in arms)
     return state.units >= BURN_IN_UNITS and fewest >= BURN_IN_UNITS_PER_ARM
 
 
+def _learn(rule: GuardRule, state: GuardState, cell: BlockCell) -> GuardState:
+    """Take a cell into what the plug-ins are made of."""
+    if rule.kind in {"ratio", "quantile"} and cell.has_contrast:
+        state = _share_a_time(state, cell)
+    if rule.kind != "quantile":
+        return msgspec.structs.replace(
+            state,
+            control=_remember(state.control, cell.control),
+            treatment=_remember(state.treatment, cell.treatment),
+        )
+    most = memory_of_values(rule)
+    control, treatment = (
+        remember(seen, ValueCounts(new.n, buckets), most)
+        for seen, new, buckets in (
+            (state.control_values, cell.control, cell.control_buckets),
+            (state.treatment_values, cell.treatment, cell.treatment_buckets),
+        )
+    )
+    return msgspec.structs.replace(state, control_values=control, treatment_values=treatment)
+
+
+def _share_a_time(state: GuardState, cell: BlockCell) -> GuardState:
+    """Take a cell into the mean denominators. They fade together, so that they remain of the same
+    time, and by what the smaller arm has seen, so that they are as well known as that allows."""
+    e0, e1 = cell.shares
+    control = _averaged(state.control_denominator, cell.control, cell.control_buckets, e0)
+    treatment = _averaged(state.treatment_denominator, cell.treatment, cell.treatment_buckets, e1)
+    fading = min(1.0, MEMORY_UNITS / max(min(control.units, treatment.units), 1.0))
+    return msgspec.structs.replace(
+        state,
+        control_denominator=_faded(control, fading),
+        treatment_denominator=_faded(treatment, fading),
+    )
+
+
+def _averaged(past: Denominator, new: Moments, values: Buckets, share: float) -> Denominator:
+    if new.n == 0:
+        return past
+    mean = new.mean[1] if new.d > 1 else ValueCounts(new.n, values).valued / new.n
+    weight = new.n / share
+    total = past.weight + weight
+    moved = past.mean + (mean - past.mean) * (weight / total)
+    return Denominator(past.units + new.n, total, moved)
+
+
+def _faded(past: Denominator, fading: float) -> Denominator:
+    return Denominator(past.units * fading, past.weight * fading, past.mean)
+
+
 def _remember(seen: Moments, new: Moments) -> Moments:
-    merged = merge(seen, new)
+    # Of no units the number of dimensions is not known.
+    if min(seen.n, new.n) == 0:
+        merged = new if seen.n == 0 and new.n > 0 else seen
+    else:
+        merged = merge(seen, new)
     return scaled_to(merged, MEMORY_UNITS) if merged.n > MEMORY_UNITS else merged
 
 

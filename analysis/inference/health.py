@@ -44,6 +44,13 @@ class Arrivals(msgspec.Struct, frozen=True):
     longest_pause: float = 0.0
 
     @property
+    def gap(self) -> float:
+        """The mean time in seconds between one and the next; 0 of fewer than two."""
+        if self.first is None or self.last is None or self.n < 2:
+            return 0.0
+        return (self.last - self.first).total_seconds() / (self.n - 1)
+
+    @property
     def longest_usual_pause(self) -> timedelta | None:
         """After which silence something has stopped: `GAPS` usual gaps, or the longest pause so
         far, and no less than `LEAST_PAUSE`. None of too few to know what is usual.
@@ -52,8 +59,8 @@ class Arrivals(msgspec.Struct, frozen=True):
         """
         if self.first is None or self.last is None or self.n < ENOUGH_TO_KNOW:
             return None
-        gap = (self.last - self.first) / (self.n - 1)
-        return max(LEAST_PAUSE, GAPS * gap, timedelta(seconds=self.longest_pause))
+        pauses = timedelta(seconds=GAPS * self.gap), timedelta(seconds=self.longest_pause)
+        return max(LEAST_PAUSE, *pauses)
 
     def then(self, batch: "Arrivals") -> "Arrivals":
         """With those of another batch."""

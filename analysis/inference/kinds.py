@@ -9,6 +9,13 @@ ratio), or one of which a quantile is sought."""
 Goal = Literal["increase", "decrease"]
 """Which way of a metric is the better one."""
 
+Sampling = Literal["thompson", "top_two", "exploration"]
+"""How the chances of arms to be the best become shares of the traffic."""
+
+Bound = Literal["exact", "asymptotic", "approximate"]
+"""How a bound on false alarms holds: exactly; for large samples, after a burn-in; or, where units
+come again and again, nearly."""
+
 Method = Literal["within_epochs", "aipw"]
 """How a difference is estimated: by differences within epochs, or by AIPW scores block by block."""
 

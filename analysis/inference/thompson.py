@@ -1,10 +1,12 @@
 """Thompson allocation: the chance of each arm to be the best, and the weights that follow.
 
-Probabilities come from quadrature, never from draws: the same cells give the same weights.
+Probabilities come from quadrature, never from draws: the same cells give the same weights, and
+there is no random seed to keep.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -13,10 +15,11 @@ from scipy import stats
 
 from analysis.inference.epoch_sums import ArmSums, EpochSums
 from analysis.inference.exact import quotient
-from analysis.inference.kinds import Goal, Kind
+from analysis.inference.kinds import Goal, Kind, Sampling
 from analysis.inference.variance import weighted_mean_variance
 
 Array = NDArray[np.float64]
+Model = Literal["normal"]
 
 _SUM_TOLERANCE = 1e-9
 
@@ -41,7 +44,9 @@ class ArmPosterior(msgspec.Struct, frozen=True):
     beta: tuple[float, float] | None = None
 
 
-def posterior(sums: EpochSums, kind: Kind, warmup: int = 100) -> dict[str, ArmPosterior] | None:
+def posterior(
+    sums: EpochSums, kind: Kind, warmup: int = 100, *, model: Model | None = None
+) -> dict[str, ArmPosterior] | None:
     """The posteriors of the arms' means, by variant.
 
     One epoch, proportions: Beta(1 + conversions, 1 + others). Otherwise normal around the arm's
@@ -58,6 +63,8 @@ def posterior(sums: EpochSums, kind: Kind, warmup: int = 100) -> dict[str, ArmPo
             only.
         kind: proportion or mean.
         warmup: units that every arm needs (in epochs that all arms share).
+        model: normal, where the posteriors are to be made comparable with those of other sums; as
+            stated above if not named.
 
     Returns:
         By the arms' keys in their order; None, no decision, while an arm has fewer units than
@@ -65,7 +72,8 @@ def posterior(sums: EpochSums, kind: Kind, warmup: int = 100) -> dict[str, ArmPo
     """
     if sums.epochs == 0 or any(arm.n < warmup for arm in sums.arms.values()):
         return None
-    if kind == "proportion" and sums.epochs + sums.epochs_left_out == 1:
+    one_epoch = sums.epochs + sums.epochs_left_out == 1
+    if kind == "proportion" and one_epoch and model is None:
         return {variant: _beta(arm) for variant, arm in sorted(sums.arms.items())}
     result = {}
     for variant in sorted(sums.arms):
@@ -90,56 +98,121 @@ def probability_best(posteriors: Mapping[str, ArmPosterior], goal: Goal) -> dict
     arms = list(posteriors.values())
     if any(not (math.isfinite(arm.mean) and 0.0 < arm.sd < math.inf) for arm in arms):
         raise ValueError("every posterior needs a finite mean and a positive spread")
-    x, dx = _grid(arms)
+    x, dx = grid(arms)
     densities, log_beats = [], []
     with np.errstate(divide="ignore"):  # ln 0 = -inf is the right value of an impossible win
         for arm in arms:
-            pdf, log_cdf, log_sf = _functions(arm)
+            pdf, log_cdf, log_sf = functions(arm)
             densities.append(pdf(x))
             log_beats.append(log_cdf(x) if goal == "increase" else log_sf(x))
     raw = [
-        float(np.sum(dx * density * np.exp(_sum_without(log_beats, k))))
+        float(np.sum(dx * density * np.exp(sum_without(log_beats, k))))
         for k, density in enumerate(densities)
     ]
     total = math.fsum(raw)
     return {variant: p / total for variant, p in zip(posteriors, raw, strict=True)}
 
 
-def next_weights(
-    p_best: Mapping[str, float], current: Mapping[str, float], floor: float, max_step: float
-) -> dict[str, float]:
-    """The weights to allocate next: P(best) with an additive floor, reached in limited steps.
+def sampled(p_best: Mapping[str, float], sampling: Sampling) -> dict[str, float]:
+    """The shares of the traffic that follow from P(best), before floors. They sum to 1.
 
-    Target f + (1 - K f) P(best) for K arms. If an arm's weight would change by more than
-    `max_step`, the whole move is scaled down, which keeps its direction. The result sums to 1.
+    - thompson: P(best) itself.
+    - top_two: ψ_k = p_k/2 + Σ_{j≠k} p_j/2 · p_k/(1 - p_j): half of the units go to the arm that is
+      drawn as the best, half to the best of the others. Source: Russo (2016), "Simple Bayesian
+      algorithms for best arm identification", with β = 1/2.
+    - exploration: q_k ∝ p_k (1 - p_k). Source: Kasy, Sautmann (2021), "Adaptive treatment
+      assignment in experiments for policy choice".
+
+    The last two look for the best arm rather than for reward, and no arm gets more than a half of
+    the traffic; so with two arms both always give halves. They know the goal by way of P(best)
+    only. Where an arm is certain to be the best, nothing is known of who comes second: the others
+    share its half evenly.
 
     Arguments:
-        p_best: P(best) by variant, summing to 1.
-        current: the weights now, for the same variants, summing to 1.
-        floor: f, the least weight of an arm once reached, with K f <= 1.
+        p_best: by variant, at least one, summing to 1.
+    """
+    if sampling == "thompson" or len(p_best) == 1:
+        return dict(p_best)
+    # 1 - p as a sum of the others: where p is nearly 1 the difference has no digits.
+    others = {k: math.fsum(p for j, p in p_best.items() if j != k) for k in p_best}
+    if any(rest == 0.0 for rest in others.values()):
+        second = 0.5 / (len(p_best) - 1)
+        return {k: 0.5 if rest == 0.0 else second for k, rest in others.items()}
+    if sampling == "exploration":
+        raw = {k: p * others[k] for k, p in p_best.items()}
+    else:
+        raw = {
+            k: p + math.fsum(q * (p / others[j]) for j, q in p_best.items() if j != k)
+            for k, p in p_best.items()
+        }
+    total = math.fsum(raw.values())
+    return {k: share / total for k, share in raw.items()}
+
+
+def next_weights(
+    shares: Mapping[str, float],
+    current: Mapping[str, float],
+    floor: float,
+    max_step: float,
+    *,
+    floors: Mapping[str, float] | None = None,
+    pinned: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """The weights to allocate next: shares with additive floors, reached in limited steps.
+
+    Target f_k + (1 - Σ f - Σ pins) share_k. If an arm's weight would change by more than
+    `max_step`, the whole move is scaled down, which keeps its direction; so floors and pins are
+    reached in steps, too. The result sums to 1.
+
+    Arguments:
+        shares: by variant, summing to 1: P(best), or what `sampled` made of it.
+        current: the weights now, for the same variants and the pinned ones, summing to 1.
+        floor: the least weight of an arm once reached.
         max_step: the largest change of one weight, in (0, 1].
+        floors: the least weight of single arms, where it is above `floor`.
+        pinned: the weights of arms that take no part in the shares.
 
     Raises:
         ValueError: when an argument is outside these bounds.
     """
-    if set(p_best) != set(current) or not current:
-        raise ValueError("p_best and current name the same variants, at least one")
-    for name, values in (("p_best", p_best), ("current", current)):
-        if min(values.values()) < 0.0 or abs(math.fsum(values.values()) - 1.0) > _SUM_TOLERANCE:
-            raise ValueError(f"{name} are probabilities that sum to 1")
-    arms = len(current)
-    if not 0.0 <= floor * arms <= 1.0:
-        raise ValueError(f"a floor of {floor} for {arms} variants is more than there is")
-    if not 0.0 < max_step <= 1.0:
-        raise ValueError(f"max_step lies in (0, 1], not at {max_step}")
-    moves = {k: floor + (1.0 - arms * floor) * p_best[k] - weight for k, weight in current.items()}
+    pins = {} if pinned is None else pinned
+    _check_weights(shares, current, pins, max_step)
+    least = {k: max(floor, (floors or {}).get(k, 0.0)) for k in shares}
+    taken = math.fsum([*least.values(), *pins.values()])
+    if min([*least.values(), *pins.values()]) < 0.0 or taken > 1.0 + _SUM_TOLERANCE:
+        raise ValueError(
+            f"floors and pins of {taken:g} together for {len(current)} variants are more than "
+            "there is"
+        )
+    rest = max(1.0 - taken, 0.0)
+    targets = {k: pins[k] if k in pins else least[k] + rest * shares[k] for k in current}
+    moves = {k: targets[k] - weight for k, weight in current.items()}
     largest = max(abs(move) for move in moves.values())
     scale = min(1.0, max_step / largest) if largest > 0.0 else 0.0
     weights = {k: weight + scale * moves[k] for k, weight in current.items()}
+    if scale == 1.0:
+        weights |= pins
     # Rounding goes where it matters least; fsum rounds once, so the whole is exactly 1.
-    heaviest = max(weights, key=lambda k: weights[k])
+    heaviest = max((k for k in weights if k in shares), key=lambda k: weights[k])
     weights[heaviest] = math.fsum([1.0, *(-w for k, w in weights.items() if k != heaviest)])
     return weights
+
+
+def _check_weights(
+    shares: Mapping[str, float],
+    current: Mapping[str, float],
+    pins: Mapping[str, float],
+    max_step: float,
+) -> None:
+    if not shares or shares.keys() & pins.keys() or shares.keys() | pins.keys() != current.keys():
+        raise ValueError(
+            "shares and current name the same variants, at least one, and pins name others"
+        )
+    for name, values in (("shares", shares), ("current", current)):
+        if min(values.values()) < 0.0 or abs(math.fsum(values.values()) - 1.0) > _SUM_TOLERANCE:
+            raise ValueError(f"{name} are probabilities that sum to 1")
+    if not 0.0 < max_step <= 1.0:
+        raise ValueError(f"max_step lies in (0, 1], not at {max_step}")
 
 
 def _beta(arm: ArmSums) -> ArmPosterior:
@@ -161,7 +234,7 @@ def _normal(sums: EpochSums, variant: str, kind: Kind) -> ArmPosterior | None:
     return ArmPosterior(n=arm.n, mean=mean, sd=math.sqrt(of_mean.variance))
 
 
-def _grid(arms: Sequence[ArmPosterior]) -> tuple[Array, Array]:
+def grid(arms: Sequence[ArmPosterior]) -> tuple[Array, Array]:
     """Nodes and weights of Gauss-Legendre between the breakpoints of all arms."""
     breaks = np.concatenate(
         [arm.mean + arm.sd * side * _BREAKS for arm in arms for side in (-1.0, 1.0)]
@@ -176,7 +249,7 @@ def _grid(arms: Sequence[ArmPosterior]) -> tuple[Array, Array]:
     return x, dx
 
 
-def _functions(
+def functions(
     arm: ArmPosterior,
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Callable[[Array], Array]]:
     """Density, log distribution function and log survival function of a posterior."""
@@ -186,7 +259,7 @@ def _functions(
     return frozen.pdf, frozen.logcdf, frozen.logsf
 
 
-def _sum_without(terms: Sequence[Array], left_out: int) -> Array:
+def sum_without(terms: Sequence[Array], left_out: int) -> Array:
     """Σ of the arrays but one."""
     total = np.zeros_like(terms[0])
     for k, term in enumerate(terms):

@@ -237,13 +237,16 @@ def _by_name(weights: Weights | None) -> Weights | None:
 
 
 def _checked(definition: Experiment) -> Experiment:
-    """The definition, its plan held to the rules that definitions are held to."""
+    """The definition, its plan held to the rules that definitions are held to. The data are of
+    units, whatever the scope that a service counts a guardrail by.
+    """
     try:
         parse_definition({**_OF_TWO, "analysis": msgspec.to_builtins(definition.analysis)})
     except ProblemError as error:
         wrong = "; ".join(f"{problem.path}: {problem.detail}" for problem in error.errors)
         raise ValueError(wrong) from error
-    return definition
+    of_units = (msgspec.structs.replace(m, scope="enrolment") for m in definition.metrics)
+    return msgspec.structs.replace(definition, metrics=tuple(of_units))
 
 
 def _cuts(definition: Experiment, rows: Rows) -> list[int]:

@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import SkipValidation
 
 from analysis.planning.answer import Plan
-from analysis.planning.observed import completed, observe
+from analysis.planning.observed import completed, not_simulated, observe
 from analysis.planning.plan import make_plan
 from analysis.planning.request import PlanRequest, Simulation
 from analysis.planning.simulate import with_bandit
@@ -46,7 +46,7 @@ async def plan_experiment(request: Request[Any, Any, Any], planning: Planning) -
     """Sample size, duration, detectable effect and power, and what each reading costs."""
     wanted = read_as(PlanRequest, await read_json(request))
     has_policy = wanted.policy is not None
-    observed = None
+    observed, left_out = None, tuple[str, ...]()
     if wanted.experiment is not None:
         async with (
             store.borrow(planning.pool) as connection,
@@ -54,12 +54,15 @@ async def plan_experiment(request: Request[Any, Any, Any], planning: Planning) -
         ):
             project = principal_of(request).project
             record = await lifecycle.find(connection, project, wanted.experiment)
+            if not has_policy:
+                left_out = not_simulated(record.definition)
             wanted = completed(wanted, record.definition)
             observed = await observe(connection, record, wanted, planning.clock())
     simulation = _simulation(wanted, has_policy=has_policy)
     plan = await asyncio.to_thread(make_plan, wanted, observed)
     if simulation is not None:
         plan = await asyncio.to_thread(_simulated, planning, plan, simulation)
+        plan = msgspec.structs.replace(plan, notes=(*plan.notes, *left_out))
     return json_response(plan)
 
 

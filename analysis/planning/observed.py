@@ -58,7 +58,13 @@ def completed(request: PlanRequest, definition: Experiment) -> PlanRequest:
     if isinstance(definition.policy, ThompsonPolicy):
         policy = definition.policy
         given["policy"] = BanditPolicy(
-            every=policy.every, floor=policy.floor, warmup=policy.warmup, max_step=policy.max_step
+            every=policy.every,
+            floor=policy.floor,
+            warmup=policy.warmup,
+            max_step=policy.max_step,
+            floors=_floors(policy, definition),
+            pin_control=policy.pin_control,
+            sampling=policy.sampling,
         )
     missing = {name: value for name, value in given.items() if getattr(request, name) is None}
     filled = msgspec.structs.replace(request, **missing)
@@ -66,6 +72,30 @@ def completed(request: PlanRequest, definition: Experiment) -> PlanRequest:
         detail = "a variant of the experiment has no weight: state the `weights` to plan with"
         raise invalid([FieldProblem("weights", "conflict", detail)])
     return filled
+
+
+def not_simulated(definition: Experiment) -> tuple[str, ...]:
+    """What a plan's simulation leaves out of an experiment's bandit, in words."""
+    policy = definition.policy
+    if not isinstance(policy, ThompsonPolicy):
+        return ()
+    options = {"half_life": policy.half_life, "stop": policy.stop}
+    named = [f"`{name}`" for name, value in options.items() if value is not None]
+    if not named:
+        return ()
+    return (
+        f"The simulated bandit has no {' and no '.join(named)}: the truth does not drift, and all "
+        "planned units come.",
+    )
+
+
+def _floors(policy: ThompsonPolicy, definition: Experiment) -> tuple[float, ...] | None:
+    """The floors of single variants, the control first."""
+    if not policy.floors:
+        return None
+    control = definition.control.key
+    keys = [control, *(variant for variant in definition.weights if variant != control)]
+    return tuple(max(policy.floor, policy.floors.get(key, 0.0)) for key in keys)
 
 
 def chosen_metric(request: PlanRequest, definition: Experiment) -> Metric:

@@ -5,8 +5,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from analysis.inference.kinds import Goal
-from experiments.model import Duration, ExperimentKey, Key, Margin, Probability
+from analysis.inference.kinds import Goal, Sampling
+from experiments.model import Duration, ExperimentKey, Key, Margin, Probability, Share
 
 ReadingName: TypeAlias = Literal["fixed", "planned", "continuous"]
 """The readings that a size can be planned for; a Bayesian one bounds no error rate."""
@@ -69,12 +69,16 @@ class Cuped(_Part, frozen=True):
 
 
 class BanditPolicy(_Part, frozen=True, tag_field="kind", tag="thompson"):
-    """The bandit to simulate; the fields are those of the policy `thompson` of an experiment."""
+    """The bandit to simulate; the fields are those of the policy `thompson` of an experiment, but
+    that `floors` are of all variants, the control first, since a plan's variants have no keys."""
 
     every: Duration = "1h"
     floor: Annotated[float, Meta(gt=0, lt=1)] = 0.05
     warmup: Annotated[int, Meta(ge=2, le=MOST_UNITS)] = 100
     max_step: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    floors: Annotated[tuple[Share, ...], Meta(min_length=2, max_length=64)] | None = None
+    pin_control: Probability | None = None
+    sampling: Sampling = "thompson"
 
 
 class Simulation(_Part, frozen=True):

@@ -18,7 +18,7 @@ from analysis.inference.bandit import Inputs, propose
 from analysis.inference.choice import read_fixed
 from analysis.inference.epoch_sums import Population, of_epoch
 from analysis.inference.estimate import Comparison
-from analysis.inference.kinds import Goal, Kind
+from analysis.inference.kinds import Goal, Kind, Sampling
 from analysis.inference.moments import EMPTY, Moments, merge
 from analysis.inference.trail import Trail, TrailCell, follow, start
 from analysis.planning.answer import BanditCost, Plan
@@ -30,6 +30,7 @@ _CONTROL: Final = "00"
 _LEAST_MOVE: Final = 0.01
 """The share of the traffic that has to move for a new epoch (DESIGN 5)."""
 _WIDTH: Final = 1.96
+_ROUNDING: Final = 1e-9
 _SECONDS_A_DAY: Final = 86_400.0
 
 Progress = Callable[[int, int], None]
@@ -46,7 +47,8 @@ class Setting(msgspec.Struct, frozen=True):
     Arguments:
         means: of the variants in truth, the control first; `sd` of a unit, where they are means.
         shares: of the traffic that they begin with.
-        floor, warmup, max_step: of the policy.
+        floor, warmup, max_step, pin_control, sampling: of the policy; `floors` are those of its
+            variants, the control first, where they have their own.
         units: in all, which come in `steps` equal parts; after each the bandit may move, and knows
             those of all but the last `lag` parts.
         alpha: of the comparison that is read at the end.
@@ -64,6 +66,9 @@ class Setting(msgspec.Struct, frozen=True):
     steps: int
     lag: int
     alpha: float
+    floors: tuple[float, ...] = ()
+    pin_control: float | None = None
+    sampling: Sampling = "thompson"
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -133,6 +138,9 @@ def setting(plan: Plan, simulation: Simulation) -> Setting:
         steps=steps,
         lag=min(lag, steps),
         alpha=plan.alpha_each,
+        floors=policy.floors or (),
+        pin_control=policy.pin_control,
+        sampling=policy.sampling,
     )
 
 
@@ -144,9 +152,7 @@ def _problems(plan: Plan, policy: BanditPolicy, simulation: Simulation) -> list[
     if plan.units is None or plan.units < len(plan.weights):
         detail = "a bandit is simulated with a number of units, and the plan has none"
         problems.append(FieldProblem("units", "missing", detail))
-    if policy.floor * len(plan.weights) > 1.0:
-        detail = f"is more than there is for {len(plan.weights)} variants"
-        problems.append(FieldProblem("policy.floor", "conflict", detail))
+    problems += _floor_problems(policy, len(plan.weights))
     means = simulation.means
     if means is not None:
         if len(means) != len(plan.weights):
@@ -156,6 +162,22 @@ def _problems(plan: Plan, policy: BanditPolicy, simulation: Simulation) -> list[
             detail = "the rates of a proportion lie within 0 and 1"
             problems.append(FieldProblem("simulation.means", "conflict", detail))
     return problems
+
+
+def _floor_problems(policy: BanditPolicy, variants: int) -> Iterable[FieldProblem]:
+    """Floors and the pin are of the plan's variants, and leave room for one another."""
+    floors = policy.floors or (policy.floor,) * variants
+    if len(floors) != variants:
+        detail = f"must name the floor of each of the {variants} variants"
+        yield FieldProblem("policy.floors", "conflict", detail)
+        return
+    least = [max(floor, policy.floor) for floor in floors]
+    if policy.pin_control is not None:
+        least[0] = policy.pin_control
+    if math.fsum(least) > 1.0 + _ROUNDING:
+        path = "policy.floor" if policy.floors is None else "policy.floors"
+        path = path if policy.pin_control is None else "policy.pin_control"
+        yield FieldProblem(path, "conflict", f"is more than there is for {variants} variants")
 
 
 def simulate(
@@ -294,6 +316,10 @@ def _next_shares(what: Setting, known: Population, shares: Sequence[float]) -> l
             max_step=what.max_step,
             finished=known.together,
             weights=dict(zip(what.variants, shares, strict=True)),
+            floors=dict(zip(what.variants, what.floors, strict=False)),
+            pin_control=what.pin_control,
+            sampling=what.sampling,
+            control=_CONTROL,
         )
     )
     if proposal is None:

@@ -1,4 +1,4 @@
-"""The doors of analysis: the significance report and the ledger of decisions."""
+"""The door of the significance report."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,8 +18,6 @@ from analysis.reports.report import Report, make_report
 from analysis.reports.table import to_csv
 from experiments import lifecycle, store
 from experiments.doors import PathKey, json_response, principal_of
-from experiments.pages import Cursor, Limit, Page, page_of_history
-from experiments.records import Decision
 
 _TEXTS: Final[dict[str, Callable[[Report], str]]] = {"text/markdown": render, "text/csv": to_csv}
 """What a report may be besides JSON, by media type."""
@@ -65,29 +63,4 @@ def _answer(facts: Facts, wanted: str | None) -> Response[bytes]:
     return json_response(report)
 
 
-@get(
-    "/v1/experiments/{key:str}/decisions",
-    opt={"permission": "read", "gives": Page[Decision]},
-    tags=["analysis"],
-)
-async def list_decisions(
-    request: Request[Any, Any, Any],
-    analysis: Analysis,
-    key: PathKey,
-    limit: Limit = 100,
-    cursor: Cursor = None,
-) -> Response[bytes]:
-    """What the controller decided, the newest first, each with the evidence to compute it again."""
-    return await page_of_history(
-        analysis.pool,
-        request,
-        key,
-        limit,
-        cursor,
-        store.list_decisions,
-        lambda d: d,
-        lambda d: d.id,
-    )
-
-
-ROUTES: Final[list[HTTPRouteHandler]] = [read_report, list_decisions]
+ROUTES: Final[list[HTTPRouteHandler]] = [read_report]

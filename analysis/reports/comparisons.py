@@ -52,6 +52,7 @@ def _metric(metric: Metric, facts: Facts) -> MetricReport:
         key=metric.key,
         role=metric.role,
         kind=run_metric(metric).kind,
+        scope=metric.scope,
         goal=metric.goal,
         window=metric.window,
         arms={

@@ -170,15 +170,20 @@ def _plan_fault(facts: Facts, primary: Sequence[MetricReport]) -> Verdict | None
 
 
 def _alarms(facts: Facts, guardrails: Sequence[MetricReport]) -> list[tuple[str, str]]:
-    """The treatments that do harm, with what is known of it: by the guard, or where none watched by
-    the any-time reading."""
+    """The treatments that do harm, with what is known of it: those that are rolled back for it, and
+    else by the guard, or where none watched by the any-time reading."""
     shown = [
         (c.treatment, f"Guardrail {c.verdict.known}")
         for metric in guardrails
         for c in metric.comparisons
         if c.harm is not None and c.harm.shown
     ]
-    return [(row.variant, _alarm(row)) for row in facts.guard if row.alarm] + shown
+    watched = [(row.variant, _alarm(row)) for row in facts.guard if row.alarm]
+    gone = [
+        (variant, f"{variant} is rolled back: {reason.rstrip('.')}.")
+        for variant, reason in facts.withdrawn.items()
+    ]
+    return gone + watched + shown
 
 
 def _weigh(

@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from analysis.control.guard import read_ledger
+from analysis.control import alpha
+from analysis.control.guard import read_ledger, read_withdrawn
 from analysis.control.looks import read_looks
 from analysis.folding.caps import read_caps
 from analysis.folding.cells import ALL, CLOSED
@@ -16,7 +17,7 @@ from analysis.folding.metrics import run_metric
 from analysis.folding.segments import read_segments
 from analysis.folding.trails import read_trails
 from analysis.inference.epoch_sums import Population
-from analysis.inference.evidence import alarms, is_exact
+from analysis.inference.evidence import alarms, bound_of
 from analysis.reports.model import LATENESS, Facts, GuardView, MetricFacts
 from experiments import store
 from experiments.model import MeanMetric
@@ -24,6 +25,11 @@ from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
 _RUN = "select started_at, enrolments from run where experiment = $1 and number = $2"
+_WITHDRAWN = """
+    select v.variant, e.reason
+    from variant_rollback v join epoch e on e.experiment = v.experiment and e.number = v.epoch
+    where v.experiment = $1 and v.run = $2 and v.variant = any($3)
+"""
 _WATERMARK = "select nullif(watermark, '-infinity') from fold_position"
 _METRICS = """
     select m.id, m.key, m.version, m.kind, m.late, m.covered, m.since, t.block, t.sums
@@ -73,7 +79,18 @@ async def read_facts(
         health=await read_health(connection, record.id, record.run),
         now=now,
         lateness=lateness,
+        generation=(await alpha.generation_of(connection, record)).number,
+        withdrawn=await _withdrawn(connection, record),
     )
+
+
+async def _withdrawn(connection: Connection, record: ExperimentRecord) -> dict[str, str]:
+    """Why the variants were rolled back that are, in the order of the definition."""
+    if not record.rolled_back:
+        return {}
+    rows = await connection.fetch(_WITHDRAWN, record.id, record.run, record.rolled_back)
+    reasons = {row["variant"]: row["reason"] for row in rows}
+    return {variant: reasons[variant] for variant in record.rolled_back}
 
 
 async def _metrics(
@@ -114,6 +131,10 @@ async def _metrics(
 
 
 async def _guard(connection: Connection, record: ExperimentRecord) -> tuple[GuardView, ...]:
+    """The evidence of what is watched, and of what was until its variant was rolled back."""
+    open_rows = await read_ledger(connection, record.id, record.run)
+    closed = {row.id: row for row in await read_withdrawn(connection, record)}
+    rows = [*({row.id: row for row in open_rows} | closed).values()]
     return tuple(
         GuardView(
             guardrail=row.metric,
@@ -122,11 +143,11 @@ async def _guard(connection: Connection, record: ExperimentRecord) -> tuple[Guar
             margin=row.rule.margin,
             relative=row.rule.relative,
             alpha_share=row.alpha,
-            exact=is_exact(row.rule),
+            bound=bound_of(row.rule),
             log_peak=row.state.log_peak,
             log_threshold=-math.log(row.rule.alpha_share),
             units=row.state.units,
             alarm=alarms(row.rule, row.state),
         )
-        for row in await read_ledger(connection, record.id, record.run)
+        for row in rows
     )

@@ -30,7 +30,7 @@ from analysis.reports.outlook import (
     until_told,
 )
 from analysis.reports.setting import Setting, size_of
-from analysis.reports.words import REASONS, chance, number, p_value, percent, signed
+from analysis.reports.words import BOUNDS, REASONS, chance, number, p_value, percent, signed
 
 LEAST_CONDITIONAL_POWER: Final = 0.1
 """Below this the rest of a plan of looks is not worth its time."""
@@ -255,13 +255,12 @@ def _guardrail(
         return _unwatched(comparison, metric)
     evidence = f"evidence of harm e^{row.log_peak:.2f}, alarm at e^{row.log_threshold:.2f}"
     state = "ALARM" if row.alarm else "no alarm"
-    bound = "exact" if row.exact else "asymptotic, after a burn-in"
     return ComparisonVerdict(
         action="keep_control" if row.alarm else None,
         finding=None,
         known=f"{_of(comparison, metric)}: {state} ({evidence}).",
         how_sure="The evidence may be read at any time; if the variant is within its margin, the "
-        f"chance of an alarm is at most {percent(row.alpha_share)} ({bound}).",
+        f"chance of an alarm is at most {percent(row.alpha_share)} ({BOUNDS[row.bound]}).",
         what_would_change_it="A new run." if row.alarm else "More evidence of harm.",
     )
 

@@ -12,7 +12,7 @@ from analysis.reports.breakdowns import Breakdown, Interaction, SegmentCompariso
 from analysis.reports.model import MetricComparison, MetricReport
 from analysis.reports.report import Report
 from analysis.reports.words import REASONS, cell, chance, number, p_value, percent, signed
-from experiments.model import QuantileCap, Reading
+from experiments.model import Action, QuantileCap, Reading
 
 _READINGS: Final[dict[Reading, str]] = {
     "continuous": "the any-time reading, which holds however often it is read",
@@ -283,10 +283,33 @@ def _guard(report: Report) -> list[str]:
         ]
         lines += [
             f"| {g.guardrail} | {g.variant} | {g.log_peak:.2f} | {g.log_threshold:.2f} "
-            f"| {'exact' if g.exact else 'asymptotic'}{', ALARM' if g.alarm else ''} |"
+            f"| {g.bound}{', ALARM' if g.alarm else ''} |"
             for g in report.guard
         ]
+    if report.guard:
+        lines += ["", f"On an alarm {_ON_ALARM[report.guard_action]}."]
+    if report.guard_generation > 1:
+        lines += [
+            "",
+            f"This is generation {report.guard_generation} of the guard: a hand has resumed what "
+            "was stopped, or overruled an alarm, so alpha and evidence began afresh, and the bound "
+            "holds for each generation by itself.",
+        ]
+    for variant, reason in report.rolled_back.items():
+        lines += [
+            "",
+            f"**{variant} is rolled back and gets no traffic until it is resumed: "
+            f"{reason.rstrip('.')}.**",
+        ]
     return lines
+
+
+_ON_ALARM: Final[dict[Action, str]] = {
+    "rollback": "the run is rolled back",
+    "rollback_variant": "the variant is rolled back, and the run goes on with the others",
+    "pause": "the experiment is paused",
+    "alert": "people are told, and the traffic stays",
+}
 
 
 def _ratio(ratio: RatioCheck) -> str:

@@ -20,7 +20,10 @@ once in e^10."""
 
 
 def matching(facts: Facts, metric: Metric, known: MetricFacts) -> Iterator[QualityCheck]:
-    """Whether units of every variant have outcomes, and outcomes have units."""
+    """Whether units of every variant have outcomes, and outcomes have units. Visits are made of
+    outcomes of units, so there is nothing to see of them."""
+    if metric.scope == "exposure":
+        return
     if known.backfill is not None:
         yield QualityCheck(
             "backfill",
@@ -139,7 +142,7 @@ def _outcomes_without(
         )
         # Where only some of the units are let in, or few of them yet, those may all be others'.
         everyone = definition.targeting is None and definition.layer is None
-        certain = everyone and received * definition.traffic >= ENOUGH
+        certain = everyone and received * definition.first_traffic >= ENOUGH
         if sum(known.finished.units.values()) < ENOUGH:
             severity: Severity = "info"
             action = (
@@ -187,7 +190,7 @@ def _is_silent(facts: Facts) -> bool:
     wished_for = False
     for metric in facts.definition.metrics:
         known = facts.metrics.get(metric.key, MetricFacts())
-        if known.backfill is not None:
+        if known.backfill is not None or metric.scope == "exposure":
             continue
         for event in _events(metric):
             if _counted(facts, metric, event) > 0 or _has_any(metric, known, event):

@@ -12,14 +12,14 @@ from analysis.inference.bayes import BayesianReading
 from analysis.inference.epoch_sums import Population
 from analysis.inference.estimate import Comparison
 from analysis.inference.health import Health
-from analysis.inference.kinds import Goal, Kind, Method
+from analysis.inference.kinds import Bound, Goal, Kind, Method
 from analysis.inference.planned import Look, PlannedReading
 from analysis.inference.quantile import Histogram, Quantile
 from analysis.inference.ratio_check import UnitSums
 from analysis.inference.segments import Segment, SegmentFacts
 from analysis.inference.sequence import AlwaysValid
 from analysis.inference.trail import Trail
-from experiments.model import Experiment, QuantileCap, Role, State
+from experiments.model import Experiment, QuantileCap, Role, Scope, State
 
 Action = Literal["ship", "keep_control", "keep_running", "stop_for_futility", "fix_data"]
 """What a conclusion advises. The codes are stable."""
@@ -170,7 +170,7 @@ class GuardView(msgspec.Struct, frozen=True):
     margin: float
     relative: bool
     alpha_share: float
-    exact: bool
+    bound: Bound
     log_peak: float
     log_threshold: float
     units: int
@@ -202,6 +202,10 @@ class Facts(msgspec.Struct, frozen=True):
     lateness: timedelta = LATENESS
     """How much later than it happened an outcome may come, and still count before its block is
     closed."""
+    generation: int = 1
+    """Of the guard."""
+    withdrawn: Mapping[str, str] = {}
+    """Why each variant was rolled back that is so now, while the run goes on."""
 
 
 class Continuous(msgspec.Struct, frozen=True):
@@ -280,7 +284,8 @@ class ArmUnits(msgspec.Struct, frozen=True):
 class MetricReport(msgspec.Struct, frozen=True):
     """A metric: its arms and its comparisons. `backfill`, `since` and `cap` as in `MetricFacts`;
     `covariate` is how much time before enrolment it is adjusted by, `quantile` which one is
-    compared, each None where there is none."""
+    compared, each None where there is none. The units of one of the scope `exposure` are visits.
+    """
 
     key: str
     role: Role
@@ -295,3 +300,4 @@ class MetricReport(msgspec.Struct, frozen=True):
     covariate: str | None = None
     quantile: float | None = None
     cap: float | QuantileCap | None = None
+    scope: Scope = "enrolment"

@@ -5,16 +5,30 @@ import math
 from collections.abc import Sequence
 
 from analysis.inference.bins import ACCURACY
+from analysis.inference.kinds import Bound
 from analysis.inference.segments import MOST_ATTRIBUTES
 from analysis.reports.harm import alpha_share
 from analysis.reports.model import Facts, MetricReport
+from analysis.reports.words import BOUNDS, percent
 from experiments.model import ThompsonPolicy
 
 
 def _notes_on_kinds(facts: Facts, metrics: Sequence[MetricReport]) -> list[str]:
     """What is to be known of metrics of other kinds than a proportion or a plain mean."""
     notes = []
-    linear = [m.key for m in metrics if m.kind == "ratio" or m.covariate is not None]
+    visits = [m.key for m in metrics if m.scope == "exposure"]
+    if visits:
+        notes.append(
+            "What units do now is counted, however long ago they were enrolled "
+            f"({', '.join(visits)}): what is called units there are visits, of a unit in a block "
+            "of time. Units repeat, so the bound and the intervals are approximate: they take the "
+            "visits of one unit for those of many."
+        )
+    linear = [
+        m.key
+        for m in metrics
+        if (m.kind == "ratio" or m.covariate is not None) and m.key not in visits
+    ]
     if linear:
         notes.append(
             "Intervals of ratios and of means with a covariate are for large samples: the any-time "
@@ -39,8 +53,11 @@ def notes_on(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
     reallocated = facts.enrolled.reallocated
     if reallocated:
         notes.append(_how_reallocated(metrics))
-    if reallocated and isinstance(facts.definition.policy, ThompsonPolicy):
+    policy = facts.definition.policy
+    if reallocated and isinstance(policy, ThompsonPolicy):
         notes.append("Weights followed the data: the effect is that of a unit's first assignment.")
+    if isinstance(policy, ThompsonPolicy):
+        notes += _options_of(policy)
     notes += _notes_on_kinds(facts, metrics)
     unwatched = [m.key for m in metrics if any(c.harm is not None for c in m.comparisons)]
     if unwatched:
@@ -60,9 +77,27 @@ def notes_on(facts: Facts, metrics: Sequence[MetricReport]) -> tuple[str, ...]:
         f"{m.key} counts the units enrolled since {m.since:%Y-%m-%d %H:%M} UTC: raw events from "
         "before that were dropped when it joined."
         for m in metrics
-        if m.since is not None
+        if m.since is not None and m.scope == "enrolment"
     ]
     return tuple(notes)
+
+
+def _options_of(policy: ThompsonPolicy) -> list[str]:
+    """How the bandit is not the usual one."""
+    options = []
+    if policy.sampling != "thompson":
+        options.append(f"{policy.sampling} sampling")
+    if policy.half_life is not None:
+        options.append(f"units count half after {policy.half_life}")
+    if policy.pin_control is not None:
+        options.append(f"the control's weight is fixed at {percent(policy.pin_control)}")
+    options += [f"{key} keeps {percent(least)} at least" for key, least in policy.floors.items()]
+    if policy.stop is not None:
+        options.append(
+            "its stop rule is by expected loss, which bounds no error rate: what it ships is the "
+            "best by what is known, and not shown to be"
+        )
+    return [f"The bandit follows {policy.metric}: {'; '.join(options)}."] if options else []
 
 
 def _not_broken_down(facts: Facts) -> list[str]:
@@ -98,6 +133,11 @@ def guard_alpha(facts: Facts) -> str:
     """How the guard's alpha is shared out, so that its promise is over all of it."""
     alpha = facts.definition.guard.alpha
     watched = [metric for metric in facts.definition.metrics if metric.role == "guardrail"]
+    if not watched and facts.definition.guard.health.sample_ratio.action == "rollback":
+        return (
+            "No guardrail, so the guard watches nothing; its alpha is that of the sample ratio, "
+            f"which rolls back falsely with a chance of at most {alpha:g}."
+        )
     if not watched:
         return "No guardrail, so the guard watches nothing and spends no alpha."
     treatments = len(facts.definition.variants) - 1
@@ -120,19 +160,17 @@ def guard_alpha(facts: Facts) -> str:
     shares = [row.alpha_share for row in facts.guard]
     sizes = " or ".join(f"{share:.3g}" for share in sorted(set(shares), reverse=True))
     sharing = f"a share of {sizes} each, together {math.fsum(shares):.3g}"
-    exact = sum(row.exact for row in facts.guard)
+    bounds = [row.bound for row in facts.guard]
     return (
         f"{bound}: {pairs}, {sharing}; the rest was spent on margins that have changed since, or "
         "is kept for guardrails that are added. Evidence of 1/share is an alarm. "
-        f"{_exactness(exact, len(shares))}"
+        f"{_exactness(bounds)}"
     )
 
 
-def _exactness(exact: int, shares: int) -> str:
-    if exact == shares:
-        return "The bound is exact."
-    if exact == 0:
-        return "The bound is asymptotic, after a burn-in."
-    return (
-        f"The bound is exact for {exact} of {shares} and asymptotic, after a burn-in, for others."
-    )
+def _exactness(bounds: Sequence[Bound]) -> str:
+    counts = {words: bounds.count(bound) for bound, words in BOUNDS.items() if bound in bounds}
+    if len(counts) == 1:
+        return f"The bound is {next(iter(counts))}."
+    parts = [f"{words} for {count}" for words, count in counts.items()]
+    return f"Of {len(bounds)} bounds: {'; '.join(parts)}."

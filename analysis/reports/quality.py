@@ -217,9 +217,7 @@ def _readings(facts: Facts, known: MetricFacts, report: MetricReport) -> Iterato
             "late_changes",
             "warning" if share > LATE and finished >= MIN_UNITS_PER_ARM else severity,
             report.key,
-            f"{known.late:,} values changed after their enrolment block was closed, "
-            f"{percent(share)} of the {finished:,} finished ones. Reports have them; decisions "
-            "taken before did not.",
+            _late(report, known.late, finished),
             "Allow for more lateness (TURNOUT_LATENESS), or report outcomes sooner."
             if share > LATE
             else "Nothing, while they are so few."
@@ -230,6 +228,19 @@ def _readings(facts: Facts, known: MetricFacts, report: MetricReport) -> Iterato
     fragile = [c for c in report.comparisons if c.weights is not None and c.weights.fragile]
     if fragile:
         yield _fragile(report.key, fragile)
+
+
+def _late(report: MetricReport, late: int, finished: int) -> str:
+    if report.scope == "exposure":
+        return (
+            f"{late:,} outcomes came after their block was closed, beside {finished:,} visits. "
+            "Neither reports nor decisions have them."
+        )
+    return (
+        f"{late:,} values changed after their enrolment block was closed, "
+        f"{percent(late / finished)} of the {finished:,} finished ones. Reports have them; "
+        "decisions taken before did not."
+    )
 
 
 def _open_cap(facts: Facts, report: MetricReport, quantile: float) -> QualityCheck:

@@ -21,14 +21,16 @@ from analysis.reports.model import (
 from analysis.reports.notes import guard_alpha, notes_on
 from analysis.reports.quality import quality_checks
 from analysis.reports.setting import Setting
-from experiments.model import QuantileCap, Reading, State
+from experiments.model import Action, QuantileCap, Reading, State
 
 
 class Report(msgspec.Struct, frozen=True):
     """The answer to "what do we know?". Every number that is not defined is null.
 
     `reading` is the plan's: the one that conclusions stand on. `conclusion` is the verdict in one
-    line, `guard_alpha` says how the guard's alpha is shared out.
+    line, `guard_alpha` says how the guard's alpha is shared out, `guard_action` what is done on an
+    alarm. `rolled_back` says why each variant was rolled back that gets no traffic until it is
+    resumed, while the run goes on.
     """
 
     project: str
@@ -54,6 +56,9 @@ class Report(msgspec.Struct, frozen=True):
     breakdowns: tuple[Breakdown, ...]
     guard: tuple[GuardView, ...]
     guard_alpha: str
+    guard_action: Action
+    guard_generation: int
+    rolled_back: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -92,6 +97,9 @@ def make_report(facts: Facts) -> Report:
         breakdowns=breakdowns(facts),
         guard=facts.guard,
         guard_alpha=guard_alpha(facts),
+        guard_action=definition.guard.action,
+        guard_generation=facts.generation,
+        rolled_back=dict(facts.withdrawn),
         notes=notes_on(facts, metrics),
     )
 

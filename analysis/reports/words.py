@@ -4,6 +4,7 @@ import math
 from typing import Final
 
 from analysis.inference.estimate import Note
+from analysis.inference.kinds import Bound
 
 REASONS: Final[dict[Note, str]] = {
     "no_common_epoch": "no epoch has units of both variants",
@@ -25,6 +26,13 @@ REASONS: Final[dict[Note, str]] = {
     "partial_trail": "units of before the release that weighs by propensities are left out",
 }
 """Why a number is missing, or doubtful."""
+
+BOUNDS: Final[dict[Bound, str]] = {
+    "exact": "exact",
+    "asymptotic": "asymptotic, after a burn-in",
+    "approximate": "approximate, since visits are of units that come again",
+}
+"""How a bound on false alarms holds."""
 
 LEAST_SHOWN: Final = 1e-300
 """A p-value below this is shown by its exponent, or as being below it."""

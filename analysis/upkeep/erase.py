@@ -1,10 +1,11 @@
 """Erasure: a unit is forgotten, and what was made of it is what the others make.
 
 Its enrolments leave their runs as if they moved to no arm at all, by the machinery of folding; so
-counts, values, cells, histograms and sums over epochs stay true. Its raw events and dead letters
-are deleted, and so are its overrides. A tombstone keeps out what is still on its way: shippers drop
-whatever was received until then. The tombstone is the audit, too; it knows the unit by a keyed hash
-only.
+counts, values, cells, histograms and sums over epochs stay true. It leaves the open blocks of
+visits (`folding/visits.py`); those that closed are moments that know of no unit, and stay. Its raw
+events and dead letters are deleted, and so are its overrides. A tombstone keeps out what is still
+on its way: shippers drop whatever was received until then. The tombstone is the audit, too; it
+knows the unit by a keyed hash only.
 
 One transaction does it all. It excludes folding from its beginning, and shipping for its last part.
 """
@@ -18,10 +19,12 @@ import numpy as np
 
 from analysis.folding.enrol import count_arms, make_room, read_moved
 from analysis.folding.fold import BY_INDEX, apply, units_of_moved
+from analysis.folding.meetings import forget_meetings
 from analysis.folding.metrics import read_metrics
 from analysis.folding.position import hold_moments
 from analysis.folding.segments import count_segments, forget_values
 from analysis.folding.values import Outcomes
+from analysis.folding.visits import forget_visits
 from experiments import overrides, store
 from experiments.store import Connection
 from experiments.units import SHIPPING_LOCK, UnitKey
@@ -180,6 +183,8 @@ async def _leave_runs(connection: Connection, project: str, unit_type: str, unit
         await count_segments(connection)
         await forget_values(connection)
         await connection.execute(_FORGET_OPENINGS)
+        await forget_meetings(connection)
+        await forget_visits(connection)
         metrics = await read_metrics(connection, runs, ())
         nothing, no_value = np.empty(0, np.int64), np.empty(0, np.float64)
         outcomes = Outcomes(nothing, nothing, nothing, no_value, nothing)

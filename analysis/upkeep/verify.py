@@ -18,11 +18,12 @@ from typing import Final, NamedTuple, TypeAlias
 import asyncpg
 import msgspec
 
-from analysis.folding.metrics import read_metrics
+from analysis.folding.metrics import read_every_metric
 from analysis.inference.ratio_check import UnitSums, of_units
 from analysis.inference.segments import LONGEST_VALUE
 from analysis.upkeep.differences import Difference, Findings, in_sums
 from analysis.upkeep.verify_metric import STATEMENT_TIMEOUT, compare_metric
+from analysis.upkeep.verify_visits import compare_visits
 from experiments.allocation import Allocation, propensities
 from experiments.model import Experiment
 from experiments.store import Connection
@@ -246,7 +247,7 @@ async def verify(
         await _compare_enrolments(connection, ids, runs, findings)
         units = await _compare_arms(connection, ids, runs, findings)
         await _compare_segments(connection, ids, runs, findings)
-        metrics = await read_metrics(connection, runs, [])
+        metrics = await read_every_metric(connection, runs, [])
         filling_in, cells = [], 0
         for number, metric in enumerate(metrics, 1):
             run = runs[metric.experiment, metric.run]
@@ -255,7 +256,8 @@ async def verify(
             if metric.covered is not None:
                 share = metric.covered / max(run.enrolments, 1)
                 filling_in.append(f"{where}: filling in, compared for {share:.0%} of the units")
-            cells += await compare_metric(connection, where, run.plan, metric, findings)
+            compare = compare_visits if metric.made.scope == "exposure" else compare_metric
+            cells += await compare(connection, where, run.plan, metric, findings)
         [(kept_from,)] = await _fetch(connection, _KEPT_FROM)
     return Verdict(
         runs=len(runs),

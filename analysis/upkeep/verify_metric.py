@@ -248,7 +248,7 @@ async def compare_metric(
     await _see(connection, metric)
     await connection.execute("analyze seen", timeout=STATEMENT_TIMEOUT)
     await _compare_states(connection, where, metric, findings)
-    kept = await _cells_kept(connection, metric)
+    kept = await cells_kept(connection, metric)
     recounted = await _recount_cells(connection, metric)
     nothing = Recounted.nothing(len(metric.made.parts))
     for place in sorted(kept.keys() | recounted.keys()):
@@ -260,7 +260,7 @@ async def compare_metric(
     summed = {row["segment"] for row in await _fetch(connection, _SEGMENTS_SUMMED, metric.id)}
     for segment in sorted({0} | summed | {place.segment for place in kept}):
         for block in (CLOSED, ALL):
-            await _compare_total(connection, where, plan, metric, (block, segment), kept, findings)
+            await compare_total(connection, where, plan, metric, (block, segment), kept, findings)
     return len(recounted)
 
 
@@ -324,7 +324,8 @@ async def _compare_states(
         findings.add_unnamed(rows[0]["found"] - len(rows))
 
 
-async def _cells_kept(connection: Connection, metric: StoredMetric) -> dict[Place, Moments]:
+async def cells_kept(connection: Connection, metric: StoredMetric) -> dict[Place, Moments]:
+    """The cells of a metric that stand."""
     return {
         Place(row["block"], row["epoch"], row["variant"], row["segment"]): moments_of(row)
         for row in await _fetch(connection, _CELLS_KEPT, metric.id)
@@ -391,7 +392,7 @@ async def _compare_histograms(
             findings.add(found)
 
 
-async def _compare_total(
+async def compare_total(
     connection: Connection,
     where: str,
     plan: Experiment,

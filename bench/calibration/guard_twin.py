@@ -5,6 +5,7 @@ steps the library through the experiments that come nearest to an alarm.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,24 @@ class Arm:
         return np.where(self.n > 1, self.m2 / np.maximum(self.n - 1, 1), 0.0)
 
 
-class Watch:
-    """One rule's evidence in many experiments.
+class OneNumber(NamedTuple):
+    """What is bet on in each experiment: arms in the last axis of the first four, control first.
+
+    `of_control` and `constant` are those of the harm, in the sign of the treatment's.
+    """
+
+    past_mean: Floats
+    past_variance: Floats
+    mean: Floats
+    m2: Floats
+    of_treatment: float
+    of_control: Floats
+    constant: Floats | float
+    ready: NDArray[np.bool_]
+
+
+class Evidence:
+    """The recursion over blocks, in many experiments at once.
 
     Arguments:
         rule: the same in all.
@@ -63,28 +80,15 @@ class Watch:
 
     def __init__(self, rule: GuardRule, experiments: int) -> None:
         self.rule = rule
-        self.control, self.treatment = Arm(experiments), Arm(experiments)
         self.units = np.zeros(experiments)
         self.blocks = np.zeros(experiments)
         self.log_stakes = np.full((experiments, len(rule.bets)), -math.log(2.0))
         self.peak = np.zeros(experiments)
 
-    def see(self, n: Counts, mean: Floats, m2: Floats, share: Floats) -> None:
-        """Take in a block, of one epoch in each experiment.
-
-        Arguments:
-            n, mean, m2: moments of control and treatment, of shape (experiments, 2).
-            share: the treatment's propensity over that of both, of shape (experiments,).
-        """
-        factors, bets_at = (
-            self._betting(n, mean, share)
-            if self.rule.kind == "proportion"
-            else self._gaussian(n, mean, m2, share)
-        )
+    def take_in(self, n: Counts, factors: Floats, bets_at: NDArray[np.bool_]) -> None:
+        """A block's factors, in those experiments in which it was bet on."""
         bets_at = bets_at & (n.sum(axis=1) > 0)
         self.units = self.units + n.sum(axis=1)
-        self.control.remember(n[:, 0].astype(float), mean[:, 0], m2[:, 0])
-        self.treatment.remember(n[:, 1].astype(float), mean[:, 1], m2[:, 1])
         after = self.blocks + 1
         start_next = -np.log(after + 1) - np.log(after + 2)
         stakes = np.logaddexp(self.log_stakes + factors, start_next[:, None])
@@ -99,57 +103,32 @@ class Watch:
         """In which experiments the evidence ever reached its threshold."""
         return self.peak >= -math.log(self.rule.alpha_share)
 
-    def _plug_ins(self) -> tuple[Floats, Floats]:
-        if self.rule.kind == "mean":
-            return self.control.mean, self.treatment.mean
-        m0, m1 = (
-            (arm.n * arm.mean + 0.5) / (arm.n + 1.0) for arm in (self.control, self.treatment)
-        )
-        return m0, m1
+    def burnt_in(self, past: Floats) -> NDArray[np.bool_]:
+        """Where the arms have seen enough, from the units that they remember."""
+        enough: NDArray[np.bool_] = past.min(axis=1) >= BURN_IN_UNITS_PER_ARM
+        return enough & (self.units >= BURN_IN_UNITS)
 
-    def _scores(self, share: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
-        m0, m1 = self._plug_ins()
-        e1, e0 = share, 1.0 - share
+    def harm(self, control: Floats) -> tuple[float, Floats, float]:
+        """The contrast of the arms' levels, for these of the control."""
         s = 1.0 if self.rule.goal == "increase" else -1.0
-        sign = np.copysign(1.0, m0)
-        of_control = s - self.rule.margin * sign if self.rule.relative else np.full_like(m0, s)
-        expected = -s * m1 + of_control * m0 - (0.0 if self.rule.relative else self.rule.margin)
-        return (
-            expected - of_control * m0 / e0,
-            of_control / e0,
-            expected + s * m1 / e1,
-            -s / e1,
-            expected,
-            of_control * of_control / e0 + 1.0 / e1,
-        )
+        if self.rule.relative:
+            return -s, s - self.rule.margin * np.copysign(1.0, control), 0.0
+        return -s, np.full_like(control, s), -self.rule.margin
 
-    def _betting(self, n: Counts, mean: Floats, share: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        at_0, slope_0, at_1, slope_1, _, _ = self._scores(share)
-        converted = np.round(n * mean)
-        counts = np.stack(
-            [n[:, 0] - converted[:, 0], converted[:, 0], n[:, 1] - converted[:, 1], converted[:, 1]]
-        )
-        x = np.stack([at_0, at_0 + slope_0, at_1, at_1 + slope_1])
-        worst = -x.min(axis=0)
-        bets = np.array(self.rule.bets)
-        logs = np.log1p(bets[:, None, None] / worst * x)
-        return (counts * logs).sum(axis=1).T, np.ones(len(n), dtype=bool)
-
-    def _gaussian(
-        self, n: Counts, mean: Floats, m2: Floats, share: Floats
-    ) -> tuple[Floats, NDArray[np.bool_]]:
-        at_0, slope_0, at_1, slope_1, expected, factor = self._scores(share)
-        larger = np.maximum(self.control.variance, self.treatment.variance)
-        fewest = np.minimum(self.control.n, self.treatment.n)
-        ready = (self.units >= BURN_IN_UNITS) & (fewest >= BURN_IN_UNITS_PER_ARM) & (larger > 0.0)
-        plugs = self._plug_ins()
-        sum_x = np.zeros(len(n))
-        sum_x2, deviations = sum_x.copy(), sum_x.copy()
-        for arm, (at, slope) in enumerate(((at_0, slope_0), (at_1, slope_1))):
-            mean_x = at + slope * mean[:, arm]
-            sum_x += n[:, arm] * mean_x
-            sum_x2 += n[:, arm] * mean_x**2 + slope**2 * m2[:, arm]
-            deviations += n[:, arm] * (mean[:, arm] - plugs[arm]) ** 2 + m2[:, arm]
+    def gaussian(self, n: Counts, share: Floats, one: OneNumber) -> tuple[Floats, NDArray[Any]]:
+        """ln F of a block for each bet, and where there is one."""
+        e = np.stack([1.0 - share, share], axis=1)
+        along = np.stack([one.of_control, np.full_like(one.of_control, one.of_treatment)], axis=1)
+        slope = along / e
+        expected = (along * one.past_mean).sum(axis=1) + one.constant
+        at = expected[:, None] - slope * one.past_mean
+        factor = (along * along / e).sum(axis=1)
+        larger = one.past_variance.max(axis=1)
+        ready = one.ready & (larger > 0.0)
+        mean_x = at + slope * one.mean
+        sum_x = (n * mean_x).sum(axis=1)
+        sum_x2 = (n * mean_x**2 + slope**2 * one.m2).sum(axis=1)
+        deviations = (n * (one.mean - one.past_mean) ** 2 + one.m2).sum(axis=1)
         both = np.maximum(n.sum(axis=1), 1)
         sigma2 = np.where(ready, expected**2 + factor * larger, 1.0)
         z, q = sum_x / np.sqrt(sigma2), sum_x2 / sigma2
@@ -158,6 +137,66 @@ class Watch:
         )
         bets = np.array(self.rule.bets)
         return z[:, None] * bets - bets * bets * (q / 6.0 + v / 3.0)[:, None], ready
+
+
+class Watch(Evidence):
+    """One rule's evidence on a proportion or a mean.
+
+    Arguments:
+        rule: the same in all.
+        experiments: how many.
+    """
+
+    def __init__(self, rule: GuardRule, experiments: int) -> None:
+        super().__init__(rule, experiments)
+        self.control, self.treatment = Arm(experiments), Arm(experiments)
+
+    def see(self, n: Counts, mean: Floats, m2: Floats, share: Floats) -> None:
+        """Take in a block, of one epoch in each experiment.
+
+        Arguments:
+            n, mean, m2: moments of control and treatment, of shape (experiments, 2).
+            share: the treatment's propensity over that of both, of shape (experiments,).
+        """
+        if self.rule.kind == "proportion":
+            factors, bets_at = self._betting(n, mean, share)
+        else:
+            factors, bets_at = self.gaussian(n, share, self._itself(mean, m2))
+        self.take_in(n, factors, bets_at)
+        self.control.remember(n[:, 0].astype(float), mean[:, 0], m2[:, 0])
+        self.treatment.remember(n[:, 1].astype(float), mean[:, 1], m2[:, 1])
+
+    def _itself(self, mean: Floats, m2: Floats) -> OneNumber:
+        arms = (self.control, self.treatment)
+        of_treatment, of_control, constant = self.harm(self.control.mean)
+        return OneNumber(
+            past_mean=np.stack([arm.mean for arm in arms], axis=1),
+            past_variance=np.stack([arm.variance for arm in arms], axis=1),
+            mean=mean,
+            m2=m2,
+            of_treatment=of_treatment,
+            of_control=of_control,
+            constant=constant,
+            ready=self.burnt_in(np.stack([arm.n for arm in arms], axis=1)),
+        )
+
+    def _betting(self, n: Counts, mean: Floats, share: Floats) -> tuple[Floats, NDArray[Any]]:
+        m0, m1 = (
+            (arm.n * arm.mean + 0.5) / (arm.n + 1.0) for arm in (self.control, self.treatment)
+        )
+        of_treatment, of_control, constant = self.harm(m0)
+        e1, e0 = share, 1.0 - share
+        expected = of_treatment * m1 + of_control * m0 + constant
+        at_0, at_1 = expected - of_control * m0 / e0, expected - of_treatment * m1 / e1
+        converted = np.round(n * mean)
+        counts = np.stack(
+            [n[:, 0] - converted[:, 0], converted[:, 0], n[:, 1] - converted[:, 1], converted[:, 1]]
+        )
+        x = np.stack([at_0, at_0 + of_control / e0, at_1, at_1 + of_treatment / e1])
+        worst = -x.min(axis=0)
+        bets = np.array(self.rule.bets)
+        logs = np.log1p(bets[:, None, None] / worst * x)
+        return (counts * logs).sum(axis=1).T, np.ones(len(n), dtype=bool)
 
 
 class Blocks:

@@ -7,6 +7,7 @@ import numpy as np
 from analysis.inference.choice import SequenceReading, read_continuous, read_fixed
 from analysis.inference.epoch_sums import Population, of_epoch
 from analysis.inference.estimate import Comparison
+from analysis.inference.exact import combined
 from analysis.inference.kinds import Kind
 from analysis.inference.moments import Moments, pairs
 from analysis.inference.sequence import AlwaysValid
@@ -49,12 +50,11 @@ def of_single(n: Counts, mean: Floats, m2: Floats) -> list[tuple[Moments, Moment
 def population(epochs: Sequence[tuple[Moments, Moments]], kind: Kind) -> Population:
     """The sums over epochs of a control and one treatment."""
     variants = (CONTROL, TREATMENT)
-    return sum(
-        (
+    return combined(
+        [
             of_epoch(dict(zip(variants, cells, strict=True)), variants, CONTROL, kind)
             for cells in epochs
-        ),
-        start=Population(),
+        ]
     )
 
 

@@ -16,6 +16,7 @@ from analysis.inference.batched import batched_ols
 from analysis.inference.choice import read_continuous, read_fixed
 from analysis.inference.epoch_sums import PRIOR_UNITS, Population, of_epoch
 from analysis.inference.estimate import Comparison
+from analysis.inference.exact import combined
 from analysis.inference.kinds import Kind
 from analysis.inference.moments import Moments, merge
 from analysis.inference.sequence import MIN_UNITS_PER_ARM
@@ -79,12 +80,11 @@ class Run:
             old = cells.get(int(self.epoch[block]))
             merged = new if old is None else list(map(merge, old, new))
             cells[int(self.epoch[block])] = merged
-        return sum(
-            (
+        return combined(
+            [
                 of_epoch(dict(zip(names, of, strict=True)), names, CONTROL, self.kind)
                 for of in cells.values()
-            ),
-            start=Population(),
+            ]
         )
 
     def trail(self, experiment: int, blocks: int) -> Trail:

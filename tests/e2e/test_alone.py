@@ -12,7 +12,7 @@ import aiohttp
 import asyncpg
 import httpx
 
-from tests.e2e.commands import Up, checked, launched, refusal, until, up
+from tests.e2e.commands import PATIENCE, PLAIN, Up, checked, launched, refusal, until, up
 from tests.e2e.crash.audit import figures
 from tests.e2e.crash.figures import FIGURES, RecordProperty
 from tests.e2e.crash.fleet import Fleet, Layout, Member, running_fleet, running_servers
@@ -107,7 +107,7 @@ async def saved(router: Turnout) -> bool:
 
 def check_of(service: Up, name: str) -> Any:
     """What a router that can serve says of one thing."""
-    state = checked(httpx.get(f"{service.url}/readyz", timeout=30))
+    state = checked(httpx.get(f"{service.url}/readyz", timeout=30, verify=PLAIN))
     (check,) = [check for check in state["checks"] if check["name"] == name]
     return check
 
@@ -145,7 +145,7 @@ async def test_without_a_snapshot_on_disk_a_router_does_not_start_alone(tmp_path
             with launched(
                 data_dir, *QUICK, variables=variables, command="serve", name="again"
             ) as service:
-                assert service.process.wait(60) == 2
+                assert service.process.wait(PATIENCE) == 2
                 assert service.logged.splitlines()[-1].startswith("turnout: cannot reach Postgres")
                 assert service.printed == []
         assert not kept.exists()

@@ -7,12 +7,13 @@ import asyncpg
 from tests.e2e.commands import checked, children_of, done, until, up
 from tests.e2e.outside import outcomes_in, outside
 from tests.e2e.traffic import QUICK, assign, expose_units, start_experiment, units_of
+from turnout.signing_key import FILE
 
 # With hardly a moment without a query.
 BUSY = ("--ship-every", "1ms", "--tick", "10ms", "--lateness", "100ms", "--snapshot-poll", "1ms")
 
 
-def test_it_starts_no_server_of_its_own_and_keeps_its_journal_and_its_snapshot_only(
+def test_it_starts_no_server_of_its_own_and_keeps_its_journal_its_snapshot_and_its_key_only(
     tmp_path: Path, database_url: str, redis_url: str
 ) -> None:
     variables = {"TURNOUT_DATABASE_URL": database_url, "TURNOUT_REDIS_URL": redis_url}
@@ -22,7 +23,7 @@ def test_it_starts_no_server_of_its_own_and_keeps_its_journal_and_its_snapshot_o
         expose_units(service, service.admin_key, range(5))
         assert children_of(service.process.pid) == set()
         until((data_dir / "snapshot").exists, "the snapshot is on disk")
-        assert {path.name for path in data_dir.iterdir()} == {"journals", "snapshot"}
+        assert {path.name for path in data_dir.iterdir()} == {"journals", "snapshot", FILE}
         until(lambda: units_of(service, service.admin_key) == 5, "the report counts all")
         assert service.stop() == 0
 

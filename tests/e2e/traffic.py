@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.commands import Up, checked, until
+from tests.e2e.commands import Up, checked
 
 QUICK = ("--ship-every", "50ms", "--tick", "100ms", "--lateness", "100ms", "--snapshot-poll", "1s")
 DEFINITION = {
@@ -20,11 +20,21 @@ DEFINITION = {
 
 
 def start_experiment(service: Up, admin_key: str, key: str = "ranker") -> None:
-    """Define and start an experiment, and wait until units are assigned."""
+    """Define and start an experiment, and wait until units are assigned, whoever is asked."""
     with service.client(admin_key) as client:
         checked(client.post("/v1/experiments", json={**DEFINITION, "key": key}))
         checked(client.post(f"/v1/experiments/{key}/start", json={"reason": "to test"}))
-        until(lambda: assign(client, "nobody", key, expose=False).is_success, "it is assigned")
+    until_assigned(service, admin_key, key)
+
+
+def until_assigned(service: Up, admin_key: str, key: str = "ranker") -> None:
+    """Wait until all workers of a router assign an experiment's units."""
+    service.until_all_know(
+        admin_key,
+        lambda client: assign(client, "nobody", key, expose=False),
+        lambda answer: answer.is_success,
+        f"the experiment {key}",
+    )
 
 
 def assign(

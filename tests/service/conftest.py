@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -36,9 +37,9 @@ async def template(servers: LiveServers) -> str:
     return name
 
 
-@pytest_asyncio.fixture
-async def migrated_url(servers: LiveServers, template: str) -> AsyncIterator[str]:
-    """A new database with all migrations, dropped afterwards with all connections to it."""
+@asynccontextmanager
+async def copy_of(template: str, servers: LiveServers) -> AsyncIterator[str]:
+    """A new database that is like the template, dropped afterwards with all connections to it."""
     name = f"migrated_{os.getpid()}_{uuid4().hex[:12]}"
     admin = await asyncpg.connect(servers.database_url)
     try:
@@ -47,6 +48,13 @@ async def migrated_url(servers: LiveServers, template: str) -> AsyncIterator[str
         await admin.execute(f'drop database "{name}" with (force)')
     finally:
         await admin.close()
+
+
+@pytest_asyncio.fixture
+async def migrated_url(servers: LiveServers, template: str) -> AsyncIterator[str]:
+    """A new database with all migrations."""
+    async with copy_of(template, servers) as url:
+        yield url
 
 
 @pytest_asyncio.fixture

@@ -104,11 +104,18 @@ class Service:
         return Controller(
             self.pool,
             self._redis,
-            self.clock,
+            self._time,
+            self._elapsed,
             holder,
-            Pace(lateness=LATENESS, keep=self._keep),
+            Pace(lateness=LATENESS, keep=self._keep, idle=timedelta(0)),
             metrics,
         )
+
+    async def _time(self, _: store.Connection) -> datetime:
+        return self.clock.now
+
+    def _elapsed(self) -> float:
+        return self.clock.now.timestamp()
 
     def change(self, reason: str = "a test") -> Change:
         """Who changes something now, and why."""
@@ -169,11 +176,20 @@ class Service:
             record = await lifecycle.find(connection, project, key)
             return (await store.list_epochs(connection, record.id, 1_000, None))[::-1]
 
-    async def decisions(self, key: str, project: str = SHOP) -> list[Decision]:
+    async def ledger(self, key: str, project: str = SHOP) -> list[Decision]:
         """The ledger of decisions, the first one first."""
         async with self.pool.acquire() as connection:
             record = await lifecycle.find(connection, project, key)
             return (await store.list_decisions(connection, record.id, 1_000, None))[::-1]
+
+    async def decisions(self, key: str, project: str = SHOP) -> list[Decision]:
+        """What the controller did, the first one first: the ledger without what only holds, and
+        without what a hand did."""
+        return [
+            decision
+            for decision in await self.ledger(key, project)
+            if decision.kind != "hold" and decision.rule != "manual"
+        ]
 
     async def report(self, key: str, project: str = SHOP) -> Report:
         """The report of an experiment."""
@@ -232,7 +248,7 @@ class Service:
         """How often the controller failed to do something."""
         return sum(
             self._registry.get_sample_value("turnout_controller_failures_total", {"of": part}) or 0
-            for part in ("tick", "decision")
+            for part in ("tick", "decision", "upkeep")
         )
 
     async def settle(self, seconds: float = 60) -> None:

@@ -201,6 +201,29 @@ async def test_blocks_of_a_run_that_has_ended_close_too(service: Service) -> Non
     assert await closed(service)
 
 
+async def test_what_a_run_left_open_is_closed_after_the_next_one_began(service: Service) -> None:
+    """And the run's planned look is taken, and its trails go on."""
+    planned = {"reading": "fixed", "units": 10}
+    primary = metric("click", "primary", window=f"{WINDOW}s")
+    record = await service.begin(definition("x", primary, analysis=planned))
+    units = [service.exposure(record, f"u{i}", "ab"[i % 2], after(1)) for i in range(10)]
+    await service.ship(units)
+    await service.tick()
+    await service.conclude("x")
+    again = await service.start("x")
+    await service.ship([service.exposure(again, "v", "b", after(1))])
+    await service.tick()
+    assert not await closed(service)
+    await service.settle(100)
+    assert await closed(service)
+    looks = await service.fetch("select run, units from look")
+    assert [tuple(row) for row in looks] == [(1, 10)]
+    trails = await service.fetch("select from metric_trail")
+    assert len(trails) == 2
+    async with service.pool.acquire() as connection:
+        await check(connection)
+
+
 async def test_an_experiment_that_cannot_be_read_holds_up_no_other(service: Service) -> None:
     """As a newer release may write it, while workers are upgraded one by one."""
     await service.begin(definition("newer"))

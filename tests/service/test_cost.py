@@ -61,8 +61,7 @@ async def report_and_decision(service: Service) -> tuple[Read, Read]:
                 term=1,
                 watermark=service.clock.now + timedelta(minutes=1),
                 lateness=LATENESS,
-                now=service.clock.now,
-                bandit_due=True,
+                now=service.clock.now + timedelta(minutes=2),
             )
 
         async with connection.transaction(isolation="repeatable_read", readonly=True):

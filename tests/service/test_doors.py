@@ -44,12 +44,17 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "allocation": {"reason": "a test", "traffic": 0.5},
     "overrides": {"reason": "a test", "variant": "old", "unit": "u"},
     "holdout": {"reason": "a test", "share": 0},
+    "approve": {"reason": "a test", "step": 1},
+    "jump": {"reason": "a test", "step": 1},
 }
 
 
 def fitting(door: Door) -> str:
     """The permission for what a door does."""
-    if door.path.startswith(("/v1/keys", "/v1/units")) or (door.method, door.path) == (
+    if door.path.startswith(("/v1/keys", "/v1/units", "/v1/webhooks")) or (
+        door.method,
+        door.path,
+    ) == (
         "PATCH",
         "/v1/project",
     ):
@@ -58,7 +63,8 @@ def fitting(door: Door) -> str:
         return "evaluate"
     if door.path.startswith(("/v1/outcomes", "/v1/exposures")):
         return "record"
-    return "read" if door.method == "GET" or door.path == "/v1/plan" else "write"
+    asks = door.method == "GET" or door.path.startswith(("/v1/plan", "/v1/gates"))
+    return "read" if asks else "write"
 
 
 async def knock(client: httpx.AsyncClient, door: Door, **headers: str) -> httpx.Response:

@@ -179,7 +179,7 @@ class Mix:
         await self.service.shipped()
 
 
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(16))
 async def test_moments_are_those_of_the_raw_events_in_any_order(
     service: Service, seed: int
 ) -> None:

@@ -72,7 +72,8 @@ async def test_a_holdout_is_an_experiment_of_ours(turnout: Turnout) -> None:
         ("open", False, False),
     ]
     assert (await get(turnout, f"{BUILT_IN}/report"))["units"] == {"held": 0, "open": 0}
-    assert (await get(turnout, f"{BUILT_IN}/decisions"))["items"] == []
+    [started] = (await get(turnout, f"{BUILT_IN}/decisions"))["items"]
+    assert (started["kind"], started["rule"], started["epoch_after"]) == ("start", "manual", 1)
     assert len((await get(turnout, f"{BUILT_IN}/revisions"))["items"]) == 1
     assert [e["number"] for e in await epochs(turnout, "$holdout")] == [1]
 
@@ -185,6 +186,7 @@ async def test_every_experiment_that_runs_or_pauses_pins_the_holdout(turnout: Tu
             "number": before["number"] + 1,
             "at": after["at"],
             "reason": "the holdout: a test",
+            "decision": after["decision"],
             "holdout": {
                 "experiment": after["holdout"]["experiment"],
                 "run": 1,

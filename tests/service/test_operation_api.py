@@ -105,6 +105,7 @@ async def test_the_journal_the_fold_and_the_leader_can_be_watched(turnout: Turno
         "turnout_journal_full",
         "turnout_journal_failures_total",
         "turnout_shipping_lag_seconds",
+        "turnout_clock_offset_seconds",
         "turnout_shipping_failures_total",
         "turnout_dead_letters_total",
     }

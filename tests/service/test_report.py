@@ -209,7 +209,7 @@ async def test_a_guardrail_shows_its_evidence_and_a_rollback_its_reason(service:
     [row] = report.guard
     assert row.alarm
     assert row.log_peak >= row.log_threshold
-    assert row.exact
+    assert row.bound == "exact"
     assert report.conclusion.startswith("Rolled back to a: guardrail ok of b: evidence of harm")
 
     async with service.pool.acquire() as connection, connection.transaction():

@@ -552,3 +552,21 @@ async def test_all_who_see_a_new_day_at_once_have_it(pool: asyncpg.Pool) -> None
         day = NOW.date() + timedelta(days=100 + number)
         await asyncio.gather(*(pool.execute("select ensure_day($1)", day) for _ in range(4)))
         assert await pool.fetchval("select to_regclass($1)", f"outcome_{day:%Y%m%d}") is not None
+
+
+async def test_it_knows_how_far_its_clock_is_from_that_of_the_database(
+    pool: asyncpg.Pool, journal: Journal
+) -> None:
+    hour = timedelta(hours=1)
+    ahead = shipper_of(pool, journal, lambda: datetime.now(UTC) + hour)
+    await ahead.announce()
+    assert abs(ahead.clock_offset - hour) < timedelta(seconds=5)
+
+
+async def test_a_slow_answer_is_no_news_of_a_clock(pool: asyncpg.Pool, journal: Journal) -> None:
+    """The database tells its time at some moment between a question and its answer."""
+    began = datetime.now(UTC)
+    readings = iter([began, began, began + timedelta(seconds=9)])
+    slow = shipper_of(pool, journal, lambda: next(readings))
+    await slow.announce()
+    assert slow.clock_offset == timedelta(0)

@@ -16,6 +16,7 @@ from experiments.allocation import (
     Allocation,
     counts,
     initial,
+    is_too_small,
     is_worthwhile,
     moved,
     owner_table,
@@ -332,6 +333,28 @@ def test_a_move_of_less_than_one_percent_of_the_traffic_is_not_worthwhile() -> N
     assert not is_worthwhile(current, reallocate(current, {"a": 0.5098, "b": 0.4902}, 0.5))
     assert is_worthwhile(current, reallocate(current, {"a": 0.51, "b": 0.49}, 0.5))
     assert is_worthwhile(current, reallocate(current, {"a": 0.5, "b": 0.5}, 0.51))
+
+
+@quick
+@given(steps, st.lists(st.integers(1, 300), min_size=6, max_size=6))
+def test_counts_alone_tell_which_move_at_constant_traffic_is_too_small(
+    run: list[Step], nudges: list[int]
+) -> None:
+    history = play(run)
+    current = history[-1]
+    held = counts(current)
+    near = {key: count + nudge for (key, count), nudge in zip(held.items(), nudges, strict=False)}
+    whole, traffic = sum(near.values()), traffic_of(current)
+    near_weights = {key: count / whole for key, count in near.items()}
+    for weight in (near_weights, run[0][0]):
+        new = reallocate(current, weight, traffic, history[:-1])
+        assert is_too_small(current, weight, traffic) is not is_worthwhile(current, new)
+
+
+def test_counts_alone_do_not_tell_what_another_traffic_moves() -> None:
+    current = initial({"a": 0.5, "b": 0.5}, 0.5)
+    assert not is_too_small(current, {"a": 0.5, "b": 0.5}, 0.5001)
+    assert is_too_small(current, {"a": 0.5, "b": 0.5}, 0.5)
 
 
 # Who is enrolled, when units return

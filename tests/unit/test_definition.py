@@ -10,13 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.definition import (
-    UNSUPPORTED,
     apply_patch,
     definition_to_builtins,
     examine_built_in,
     parse_definition,
 )
-from experiments.model import Experiment, MeanMetric, ProportionMetric, ThompsonPolicy
+from experiments.model import (
+    Experiment,
+    MeanMetric,
+    ProportionMetric,
+    QuantileMetric,
+    RatioMetric,
+    ThompsonPolicy,
+)
 from experiments.problems import FIELD_TYPES, FieldProblem, ProblemError
 
 Wrong = set[tuple[str, str]]
@@ -136,6 +142,9 @@ def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
         with_metric(aggregate="max", cap=5),
         with_metric(aggregate="last"),
         with_metric(role="primary", covariate="14d"),
+        with_metric(covariate="14d", margin={"absolute": 3}),
+        {"metrics": [LATENCY | {"margin": {"relative": 0.1}}, ERRORS | {"covariate": "1d"}]},
+        {"metrics": [CLICK, ERRORS | {"margin": {"absolute": 1.5}}]},
         {"metrics": [CLICK, ERRORS | {"role": "primary"}]},
         {"metrics": [CLICK, LATENCY | {"role": "primary"}]},
         {"metrics": [CLICK, LATENCY | {"role": "secondary"}], "policy": THOMPSON},
@@ -147,20 +156,16 @@ def test_right_experiments(change: dict[str, Any]) -> None:
     assert wrong(GOOD | change) == set()
 
 
-def test_the_example_of_the_design_is_refused_for_what_is_not_built_yet() -> None:
-    assert wrong(yaml.safe_load(DESIGN_EXAMPLE)) == {
-        ("metrics[2].kind", "unsupported"),
-        ("metrics[3].kind", "unsupported"),
-    }
-
-
-def test_the_example_of_the_design_without_these_is_right() -> None:
-    data = yaml.safe_load(DESIGN_EXAMPLE)
-    data["metrics"] = [data["metrics"][0], without(data["metrics"][1], "covariate")]
-    experiment = parse_definition(data)
+def test_the_example_of_the_design_is_right() -> None:
+    experiment = parse_definition(yaml.safe_load(DESIGN_EXAMPLE))
     assert experiment.control.key == "v6"
     assert experiment.weights == {"v6": 0.5, "v7": 0.5}
-    assert [type(metric) for metric in experiment.metrics] == [ProportionMetric, MeanMetric]
+    assert [type(metric) for metric in experiment.metrics] == [
+        ProportionMetric,
+        MeanMetric,
+        QuantileMetric,
+        RatioMetric,
+    ]
     assert isinstance(experiment.policy, ThompsonPolicy)
 
 
@@ -393,15 +398,10 @@ WHOLE_ASSIGNMENT: list[tuple[dict[str, Any], Wrong]] = [
 ]
 
 NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
-    ({"metrics": [LATENCY]}, {("metrics[0].kind", "unsupported")}),
-    ({"metrics": [CLICK, ERRORS]}, {("metrics[1].kind", "unsupported")}),
-    ({"metrics": [ERRORS | {"covariate": "1d"}]}, {("metrics[0].kind", "unsupported")}),
     (
         {"metrics": [CLICK, LATENCY | {"role": "primary"}], "policy": THOMPSON},
         {("metrics[1].kind", "unsupported")},
     ),
-    (with_metric(covariate="14d"), {("metrics[1].covariate", "unsupported")}),
-    (with_metric(cap={"quantile": 0.9}), {("metrics[1].cap", "unsupported")}),
     (
         with_metric(role="secondary", cap={"quantile": 0.9})
         | {"policy": THOMPSON | {"metric": "spend"}},
@@ -421,27 +421,18 @@ NOT_BUILT: list[tuple[dict[str, Any], Wrong]] = [
         },
         {("policy.metric", "unsupported")},
     ),
-    ({"policy": {"kind": "ramp", "steps": [{"traffic": 0.1}]}}, {("policy.kind", "unsupported")}),
-    ({"guard": {"action": "pause"}}, {("guard.action", "unsupported")}),
-    ({"guard": {"action": "alert"}}, {("guard.action", "unsupported")}),
-    ({"guard": {"action": "rollback_variant"}}, {("guard.action", "unsupported")}),
     # and what is wrong inside is named too
     (
-        {"policy": {"kind": "ramp", "steps": []}},
-        {("policy.kind", "unsupported"), ("policy.steps", "value")},
-    ),
-    (
-        {"metrics": [LATENCY | {"quantile": 95}]},
-        {("metrics[0].kind", "unsupported"), ("metrics[0].quantile", "value")},
-    ),
-    (
         {"metrics": [CLICK, LATENCY], "policy": THOMPSON | {"metric": "latency"}},
-        {("metrics[1].kind", "unsupported"), ("policy.metric", "unsupported")},
+        {("policy.metric", "unsupported")},
     ),
     ({"metrics": [CLICK | {"covariate": "1d"}]}, {("metrics[0].covariate", "unknown")}),
 ]
 
 SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
+    # a guardrail of any kind, which begins to watch with the run
+    (with_metric(cap={"quantile": 0.9}), {("metrics[1].cap", "conflict")}),
+    ({"metrics": [LATENCY | {"quantile": 95}]}, {("metrics[0].quantile", "value")}),
     # what is built on a wrong field is not complained of on top of it
     (
         with_variants(CONTROL | {"control": "yes"}, OTHER | {"weight": 0.9}),
@@ -477,7 +468,7 @@ SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
             "metrics": [SPEND | {"margin": {"absolute": -1}}, {"kind": "mean", "key": "spend"}],
             "policy": THOMPSON | {"every": "fast", "floor": 0.9},
             "layer": {"key": "l", "slots": [1, 0]},
-            "guard": {"action": "pause"},
+            "guard": {"action": "pause", "health": {"no_data": {"after": "90d"}}},
             "analysis": {"reading": "fixed"},
         },
         {
@@ -496,7 +487,7 @@ SEVERAL: list[tuple[dict[str, Any], Wrong]] = [
             ("policy.floor", "conflict"),
             ("policy.metric", "reference"),
             ("layer.slots", "value"),
-            ("guard.action", "unsupported"),
+            ("guard.health.no_data.after", "value"),
             ("analysis.units", "missing"),
             ("analysis.reading", "conflict"),
         },
@@ -525,7 +516,7 @@ def test_details_say_what_would_be_right() -> None:
         GOOD
         | with_metric(window="5 days", margin={"absolute": -0.01})
         | with_variants(CONTROL, OTHER | {"weight": 0.6})
-        | {"policy": THOMPSON | {"metric": "clicks", "floor": 0.6}, "guard": {"action": "alert"}}
+        | {"policy": THOMPSON | {"metric": "clicks", "floor": 0.6}, "guard": {"action": "panic"}}
         | {"layer": {"key": "l", "slots": [9, 3]}, "salt": "#x"}
     )
     assert found["metrics[1].window"] == (
@@ -535,7 +526,6 @@ def test_details_say_what_would_be_right() -> None:
     assert found["variants"] == "weights must sum to 1; they sum to 1.1"
     assert found["policy.metric"].endswith("there are click, spend")
     assert found["policy.floor"].startswith("must be at most 0.5: 2 variants")
-    assert found["guard.action"].startswith("this action (`alert`): known, but not supported")
     assert found["layer.slots"].endswith("such as [3, 9]")
     assert found["salt"].startswith("must not begin with `#`")
 
@@ -565,11 +555,10 @@ def test_yaml_that_means_something_else_is_explained() -> None:
 
 NOT_BUILT_TOGETHER = {
     "metrics[*].kind",
-    "metrics[*].covariate",
     "metrics[*].cap",
     "policy.metric",
 }
-"""Supported as such, and not for a guardrail or for a bandit."""
+"""Supported as such, and not for a bandit."""
 
 
 def test_every_unsupported_feature_is_covered_above() -> None:
@@ -579,7 +568,7 @@ def test_every_unsupported_feature_is_covered_above() -> None:
         for path, kind in w
         if kind == "unsupported"
     }
-    assert refused == {unbuilt.pattern for unbuilt in UNSUPPORTED} | NOT_BUILT_TOGETHER
+    assert refused == NOT_BUILT_TOGETHER
 
 
 # Round trips

@@ -57,7 +57,8 @@ def test_every_variable_named_is_a_setting() -> None:
     known = {f"{PREFIX}{field.name.upper()}" for field in msgspec.structs.fields(Settings)}
     named = {
         name
-        for file in DEPLOY.iterdir()
+        for file in DEPLOY.rglob("*")
+        if file.is_file()
         for name in re.findall(rf"{PREFIX}[A-Z_]+", file.read_text())
     }
     assert named

@@ -15,11 +15,11 @@ from analysis.inference.evidence import (
     alarms,
     is_exact,
     log_evidence,
-    plug_in,
-    scores,
+    rate,
     start,
     step,
 )
+from analysis.inference.harm_scores import contrast, scores
 from analysis.inference.kinds import Goal
 from analysis.inference.moments import EMPTY, Moments, merge
 from tests.unit.samples import proportion
@@ -85,18 +85,14 @@ def test_the_score_is_zero_on_average_exactly_at_the_margin(
     p0: float, margin: float, e1: float, seen0: int, seen1: int, goal: Goal, relative: bool
 ) -> None:
     """Whatever the plug-ins: the heart of the guard's bound."""
-    rule = GuardRule("proportion", goal, margin, 0.01, relative)
     harm = margin * (p0 if relative else 1.0)
     p1 = p0 - harm if goal == "increase" else p0 + harm
-    state = msgspec.structs.replace(
-        start(rule), control=proportion(50, seen0), treatment=proportion(50, seen1)
-    )
-    score = scores(rule, state, cell(1, EMPTY, EMPTY, e1))
+    m0, m1 = rate(proportion(50, seen0)), rate(proportion(50, seen1))
+    score = scores(contrast(goal, margin, relative, m0), m0, m1, 1 - e1, e1)
     mean = (1 - e1) * (score.control_at_zero + score.control_slope * p0) + e1 * (
         score.treatment_at_zero + score.treatment_slope * p1
     )
     assert mean == pytest.approx(0.0, abs=1e-9)
-    m0, m1 = plug_in(rule, state.control), plug_in(rule, state.treatment)
     at_plug_in = (1 - e1) * (score.control_at_zero + score.control_slope * m0) + e1 * (
         score.treatment_at_zero + score.treatment_slope * m1
     )
@@ -107,13 +103,7 @@ def test_the_score_is_zero_on_average_exactly_at_the_margin(
 def test_a_relative_margin_with_a_negative_control_mean(
     mu0: float, margin: float, goal: Goal
 ) -> None:
-    rule = GuardRule("mean", goal, margin, 0.01, relative=True)
-    control = Moments(n=2_000, mean=(mu0,), m2=(2_000.0,))
-    score = scores(
-        rule,
-        msgspec.structs.replace(start(rule), control=control, treatment=control),
-        cell(1, EMPTY, EMPTY, 0.3),
-    )
+    score = scores(contrast(goal, margin, True, mu0), mu0, mu0, 0.7, 0.3)
     mu1 = mu0 - margin * abs(mu0) if goal == "increase" else mu0 + margin * abs(mu0)
     mean = 0.7 * (score.control_at_zero + score.control_slope * mu0) + 0.3 * (
         score.treatment_at_zero + score.treatment_slope * mu1
@@ -136,7 +126,7 @@ def test_the_recursion_is_the_mixture_over_starts() -> None:
         per_bet = [1.0, 1.0]
         for c in cells:
             e1 = c.propensity_treatment
-            m0, m1 = plug_in(rule, before.control), plug_in(rule, before.treatment)
+            m0, m1 = rate(before.control), rate(before.treatment)
 
             def x(arm: int, y: float, e1: float = e1, m0: float = m0, m1: float = m1) -> float:
                 g1 = m1 + (arm == 1) * (y - m1) / e1

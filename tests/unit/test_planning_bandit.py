@@ -90,6 +90,21 @@ def test_a_floor_that_takes_all_is_the_split() -> None:
     assert set(found.best_share) == {0.5}
 
 
+def test_the_options_of_a_policy_are_simulated() -> None:
+    pinned = cost(pin_control=0.3, max_step=1.0, runs=5)
+    assert pinned.best_share[-1] == pytest.approx(0.7)  # of one treatment, which has the rest
+    three: dict[str, Any] = {
+        "means": (0.1, 0.1, 0.2),
+        "shares": (1 / 3,) * 3,
+        "runs": 5,
+        "max_step": 1.0,
+    }
+    plain, explores = cost(**three), cost(**three, sampling="exploration")
+    assert plain.best_share[-1] > 0.85
+    assert 0.4 < explores.best_share[-1] < 0.6
+    assert cost(**three, floors=(0.3, 0.05, 0.05)).best_share[-1] < 0.66
+
+
 def test_outcomes_that_come_late_make_it_slow() -> None:
     at_once, late = cost(runs=20), cost(runs=20, lag=4)
     assert set(late.best_share[:5]) == {0.5}
@@ -159,6 +174,21 @@ RATIO = {
             {"units": 100, "policy": {"kind": "thompson", "floor": 0.6}},
             {"means": [0.5]},
             ["policy.floor", "simulation.means"],
+        ),
+        (
+            {"units": 100, "policy": {"kind": "thompson", "pin_control": 0.99}},
+            {},
+            ["policy.pin_control"],
+        ),
+        (
+            {"units": 100, "policy": {"kind": "thompson", "floors": [0.7, 0.4]}},
+            {},
+            ["policy.floors"],
+        ),
+        (
+            {"units": 100, "policy": {"kind": "thompson", "floors": [0.1, 0.1, 0.1]}},
+            {},
+            ["policy.floors"],
         ),
     ],
 )

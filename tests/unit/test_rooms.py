@@ -22,6 +22,7 @@ ROOMS_OF_ANALYSIS = {
     "control": {"control", "upkeep", "folding", "inference"},
     "planning": {"planning", "folding", "inference"},
     "reports": {"reports", "control", "folding", "inference"},
+    "simulation": {"simulation", "control", "folding", "inference"},
     "library": {"library", "reports", "control", "folding", "inference"},
 }
 """Within `analysis`: which of its rooms imports which."""

@@ -8,9 +8,15 @@ from scipy import stats
 from scipy.special import betaln
 
 from analysis.inference.epoch_sums import EpochSums, Population, of_epoch
-from analysis.inference.kinds import Goal, Kind
+from analysis.inference.kinds import Goal, Kind, Sampling
 from analysis.inference.moments import EMPTY, Moments
-from analysis.inference.thompson import ArmPosterior, next_weights, posterior, probability_best
+from analysis.inference.thompson import (
+    ArmPosterior,
+    next_weights,
+    posterior,
+    probability_best,
+    sampled,
+)
 from tests.unit.samples import proportion
 
 DRAWS = 1_000_000
@@ -201,12 +207,97 @@ def test_what_next_weights_refuses() -> None:
     half = {"a": 0.5, "b": 0.5}
     with pytest.raises(ValueError, match="same variants"):
         next_weights({"a": 1.0}, half, 0.0, 1.0)
-    with pytest.raises(ValueError, match="p_best"):
+    with pytest.raises(ValueError, match="shares"):
         next_weights({"a": 0.5, "b": 0.6}, half, 0.0, 1.0)
     with pytest.raises(ValueError, match="current"):
         next_weights(half, {"a": 1.5, "b": -0.5}, 0.0, 1.0)
     with pytest.raises(ValueError, match="floor"):
         next_weights(half, half, 0.51, 1.0)
+    with pytest.raises(ValueError, match="more than there is"):
+        next_weights({"b": 1.0}, half, 0.3, 1.0, pinned={"a": 0.8})
+    with pytest.raises(ValueError, match="pins name others"):
+        next_weights(half, half, 0.0, 1.0, pinned={"a": 0.5})
     with pytest.raises(ValueError, match="max_step"):
         next_weights(half, half, 0.1, 0.0)
     assert next_weights(half, half, 0.5, 1.0) == half
+
+
+@given(weights, st.data(), st.floats(0.01, 0.05), st.floats(0.01, 1.0))
+def test_floors_and_pins_are_reached_in_steps(
+    current: dict[str, float], data: st.DataObject, floor: float, max_step: float
+) -> None:
+    pinned = {"v0": data.draw(st.floats(0.01, 0.3))}
+    free = [key for key in current if key != "v0"]
+    floors = {key: data.draw(st.floats(floor, 0.08)) for key in free[:2]}
+    raw = [data.draw(st.floats(0.0, 1.0)) + 0.01 for _ in free]
+    shares = {key: share / math.fsum(raw) for key, share in zip(free, raw, strict=True)}
+    moved = current
+    for _ in range(math.ceil(1.0 / max_step) + 1):
+        after = next_weights(shares, moved, floor, max_step, floors=floors, pinned=pinned)
+        assert math.fsum(after.values()) == 1.0
+        assert max(abs(after[key] - moved[key]) for key in moved) <= max_step + 1e-12
+        moved = after
+    assert moved["v0"] == pinned["v0"]  # exactly, once it is reached
+    rest = 1.0 - pinned["v0"] - math.fsum(floors.get(key, floor) for key in free)
+    for key in free:
+        assert moved[key] == pytest.approx(floors.get(key, floor) + rest * shares[key])
+
+
+def top_two_by_draws(arms: dict[str, ArmPosterior], goal: Goal) -> dict[str, float]:
+    """As the algorithm is told: draw all means and name the best; in half of the cases draw again
+    until another one is the best."""
+    rng = np.random.default_rng(23)
+    draws = rng.normal([a.mean for a in arms.values()], [a.sd for a in arms.values()], (10**6, 4))
+    best = draws.argmax(axis=1) if goal == "increase" else draws.argmin(axis=1)
+    first, again = best[: len(best) // 4], iter(best[len(best) // 4 :].tolist())
+    chosen = np.zeros(4)
+    for place, leader in enumerate(first.tolist()):
+        arm = leader
+        while place % 2 and arm == leader:
+            arm = next(again)
+        chosen[arm] += 1
+    return dict(zip(arms, (chosen / len(first)).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("goal", ["increase", "decrease"])
+def test_top_two_is_what_the_algorithm_draws(goal: Goal) -> None:
+    arms = {"a": normal(0.0, 1.0), "b": normal(0.4, 0.8), "c": normal(0.2, 0.5), "d": normal(0, 2)}
+    shares = sampled(probability_best(arms, goal), "top_two")
+    assert shares == pytest.approx(top_two_by_draws(arms, goal), abs=5e-3)
+
+
+def test_exploration_weighs_by_doubt() -> None:
+    shares = sampled({"a": 0.7, "b": 0.2, "c": 0.1}, "exploration")
+    assert shares == pytest.approx({"a": 0.21 / 0.46, "b": 0.16 / 0.46, "c": 0.09 / 0.46})
+
+
+@pytest.mark.parametrize("sampling", ["top_two", "exploration"])
+@pytest.mark.parametrize("goal", ["increase", "decrease"])
+def test_those_who_look_for_the_best_favour_it_whatever_the_goal(
+    sampling: Sampling, goal: Goal
+) -> None:
+    """Where less is better, a copy that ranks draws from above sends most traffic to the worst."""
+    sign = 1.0 if goal == "increase" else -1.0
+    arms = {"good": normal(sign * 1.0, 0.5), "fair": normal(0.0, 0.5), "bad": normal(-sign, 0.5)}
+    shares = sampled(probability_best(arms, goal), sampling)
+    assert 0.5 >= shares["good"] > shares["fair"] > shares["bad"]
+    assert math.fsum(shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sampling", ["top_two", "exploration"])
+@given(p=st.floats(0.0, 1.0))
+def test_with_two_arms_both_give_halves(sampling: Sampling, p: float) -> None:
+    assert sampled({"a": p, "b": 1.0 - p}, sampling) == pytest.approx({"a": 0.5, "b": 0.5})
+
+
+@pytest.mark.parametrize("sampling", ["top_two", "exploration"])
+def test_where_one_arm_is_certain_the_others_share_its_half(sampling: Sampling) -> None:
+    sure = sampled({"a": 0.0, "b": 1.0, "c": 0.0}, sampling)
+    assert sure == {"a": 0.25, "b": 0.5, "c": 0.25}
+    nearly = sampled({"a": 3e-300, "b": 1.0, "c": 1e-300}, sampling)
+    assert nearly == pytest.approx({"a": 0.375, "b": 0.5, "c": 0.125})
+    assert sampled({"a": 1.0}, sampling) == {"a": 1.0}
+
+
+def test_thompson_takes_the_chances_as_they_are() -> None:
+    assert sampled({"a": 0.7, "b": 0.3}, "thompson") == {"a": 0.7, "b": 0.3}

@@ -42,6 +42,7 @@ KNOWN_ENTRIES = frozenset(
         "lock",
         "run.json",
         "run.json.new",
+        "signing.key",
     }
     | {"lost+found"}  # what a freshly made volume has
 )

@@ -42,6 +42,7 @@ THROWAWAY_SETTINGS: Mapping[str, str] = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "64MB",
+    "max_wal_size": "256MB",  # their folder may be in memory
 }
 
 
