@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot calibrate
+.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot bench-reaction calibrate
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
@@ -40,6 +40,10 @@ bench-assign: $(VENV)/.installed $(PEERS)/.installed
 
 bench-snapshot: $(VENV)/.installed
 	$(BIN)/python -m bench.snapshot
+
+DRILLS ?= 20
+bench-reaction: $(VENV)/.installed
+	$(BIN)/python -m bench.reaction --drills $(DRILLS)
 
 $(PEERS)/.installed: bench/peers/requirements.lock
 	$(PYTHON) -m venv $(PEERS) || $(PYTHON) -m venv --without-pip $(PEERS)

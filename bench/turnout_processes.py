@@ -1,4 +1,4 @@
-"""A Turnout to measure: its own Postgres and Valkey, a router and a worker, each a real process."""
+"""A Turnout to measure: its own Postgres and Valkey, routers and a worker, each a real process."""
 
 import asyncio
 import contextlib
@@ -29,6 +29,9 @@ class Running(msgspec.Struct, frozen=True):
     database_url: str
     redis_url: str
     url: str
+    """Of the first router."""
+    urls: tuple[str, ...]
+    """Of all of them."""
     key: str
     router: int
     """Process ids, this one and the next."""
@@ -47,9 +50,9 @@ class Running(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def turnout(folder: Path, **settings: str) -> AsyncIterator[Running]:
-    """Start servers, a router and a worker in a folder; end them all."""
-    async with embedded_servers(folder / "servers") as servers:
+async def turnout(folder: Path, routers: int = 1, **settings: str) -> AsyncIterator[Running]:
+    """Start servers, routers and a worker in a folder; end them all."""
+    async with embedded_servers(folder / "servers") as servers, contextlib.AsyncExitStack() as more:
         variables = _variables(servers.database_url, servers.redis_url, folder / "data", settings)
         async with (
             _process("serve", variables) as (router, said),
@@ -60,17 +63,23 @@ async def turnout(folder: Path, **settings: str) -> AsyncIterator[Running]:
             if key is None:
                 raise RuntimeError(f"no admin key in {said!r}")
             postgres = await pool.fetchval(_POSTMASTER)
-            yield Running(
+            first = Running(
                 folder,
                 servers.database_url,
                 servers.redis_url,
                 said.split()[-1],
+                (said.split()[-1],),
                 key.group(),
                 router.pid,
                 worker.pid,
                 postgres,
                 pool,
             )
+            others = [
+                await more.enter_async_context(serving(first, folder / f"router-{number}"))
+                for number in range(1, routers)
+            ]
+            yield msgspec.structs.replace(first, urls=(*first.urls, *others))
 
 
 @asynccontextmanager
