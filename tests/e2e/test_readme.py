@@ -1,4 +1,4 @@
-"""Every command of the README's tour runs as it is written."""
+"""Every command of the README's tour, and of its chapter on the controller, runs as written."""
 
 import os
 import re
@@ -14,9 +14,10 @@ from tests.e2e.crash.programs import free_port
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
-TOUR = (ROOT / "README.md").read_text(encoding="utf-8").split("## A tour in five minutes")[1]
-TOUR = TOUR.split("## How it works")[0]
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TOUR, re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR = README.split("\n## A tour in five minutes\n")[1].split("\n## How it works\n")[0]
+CONTROLLER = README.split("\n## The controller\n")[1].split("\n## Plan before you start\n")[0]
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TOUR + CONTROLLER, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def tour(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         turnout.stdout.close()
 
 
-def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
+def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path, str]) -> None:
     if shutil.which("curl") is None:
         pytest.skip("the tour uses curl, which is not installed here")
     folder, url = tour
@@ -75,8 +76,11 @@ def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
         local,
         report,
         replay,
+        again,
         doors,
-    ) = done.stdout.split("=== next")[:12]
+        by_hand,
+        ramp,
+    ) = done.stdout.split("=== next")[:15]
     assert "ranker-v7: created, revision 1" in define
     assert '"state":"running"' in define
     for path in ("key", "variants", "variants[1].key", "trafic"):
@@ -93,8 +97,14 @@ def test_the_tour_runs_as_written(tour: tuple[Path, str]) -> None:
     assert '"accepted":1,"duplicates":0,"not_enrolled":0,"mismatched":0' in local
     assert "# ranker-v7, run 1" in report
     assert "user-42 in ranker-v7: v6 (split)" in replay
+    assert "start of ranker-v7, run 1, by manual (start)" in again
+    assert "The same again, bit by bit." in again
     assert '"conclusion":' in doors
     assert '"next_cursor":null' in doors
+    assert re.search(r'"weights":\{"v6":1.0\}.*"rolled_back":\["v7"\]', by_hand)
+    assert re.search(r'"weights":\{"v6":[^}]*"v7":.*"rolled_back":\[\]', by_hand)
+    assert '"status":"holding","code":"waiting_time"' in ramp
+    assert '"approval":true,"approved":true' in ramp
     shown = re.findall(r"^```json\n(.*?)\n```$", TOUR, re.MULTILINE | re.DOTALL)
     assert [answer in done.stdout for answer in shown] == [True, True, True]
 
