@@ -125,7 +125,7 @@ class Lane(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> bytes:
         """The body of an answer."""
-        assert self._transport is not None, "connected before it is used"  # noqa: S101
+        assert self._transport is not None, "asked once connected"  # noqa: S101 - an invariant
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer

@@ -106,6 +106,9 @@ _FORGET_ATTEMPTS = "delete from idempotency where at < $1"
 logger = logging.getLogger(__name__)
 
 
+_CONNECTION_ERRORS: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises on a connection that is gone."""
+
 Time: TypeAlias = Callable[[store.Connection], Awaitable[datetime]]
 """Tells the time by a connection."""
 
@@ -291,7 +294,7 @@ class Controller:
         project, key = row["project"], row["key"]
         try:
             await self._decide(project, key, row["run"], watermark)
-        except (LostLeaseError, OSError, TimeoutError, asyncpg.InterfaceError):
+        except (LostLeaseError, OSError, TimeoutError, *_CONNECTION_ERRORS):
             raise
         except Exception:  # whatever it is, the guards of the other experiments go on
             self._metrics.failures.labels("decision").inc()
@@ -352,10 +355,13 @@ class Controller:
                     await part()
             except LostLeaseError:
                 raise
-            except Exception:  # whatever it is, guards go on deciding, and it is tried again
+            except Exception as error:  # whatever it is, guards go on deciding
                 self._rests_until[name] = self._elapsed() + UPKEEP_REST
                 self._metrics.failures.labels("upkeep").inc()
-                logger.exception("upkeep failed", extra={"part": name})
+                if isinstance(error, (OSError, TimeoutError, *store.PostgresError)):
+                    logger.warning("upkeep failed", extra={"part": name, "error": repr(error)})
+                else:
+                    logger.exception("upkeep failed", extra={"part": name})
 
     async def _backfill(self) -> None:
         """Fill new metrics in, for a part of a tick; the rest is for the next ones."""

@@ -416,7 +416,7 @@ class _Run:
         self._ledger = [row for row in self._ledger if row.variant != variant]
 
     def _climb(self, policy: RampPolicy, closed: Sequence[Closed]) -> None:
-        assert self._ramp is not None, "a ramp begins with its run"  # noqa: S101
+        assert self._ramp is not None, "a ramp begins with its run"  # noqa: S101 - an invariant
         if self.is_through:
             return
         treatments = [
