@@ -5,16 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot bench-reaction calibrate
+.PHONY: demo test chromium lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot bench-reaction bench-pages screenshots calibrate
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Tests of the pages take a browser. Where it cannot be had they are skipped, and the run says so.
+CHROMIUM := /usr/bin/chromium
+APT_GET := apt-get -qq -o=Dpkg::Use-Pty=0
+chromium:
+	@test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& export DEBIAN_FRONTEND=noninteractive && timeout 100 $(APT_GET) update \
+		&& $(APT_GET) install -y --no-install-recommends chromium fonts-noto-core > /dev/null; } \
+		|| echo "No $(CHROMIUM), and none could be installed: tests in a browser will be skipped"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -44,6 +53,13 @@ bench-snapshot: $(VENV)/.installed
 DRILLS ?= 20
 bench-reaction: $(VENV)/.installed
 	$(BIN)/python -m bench.reaction --drills $(DRILLS)
+
+bench-pages: $(VENV)/.installed-dev chromium
+	$(BIN)/python -m bench.pages
+
+# Of the three weeks of a shop's experiments that the tests look at, for the README.
+screenshots: $(VENV)/.installed-dev chromium
+	$(BIN)/python -m tests.e2e.browser.screenshots docs/screens
 
 $(PEERS)/.installed: bench/peers/requirements.lock
 	$(PYTHON) -m venv $(PEERS) || $(PYTHON) -m venv --without-pip $(PEERS)

@@ -78,7 +78,10 @@ def slot_counts(weights: Mapping[str, float], total: int) -> dict[str, int]:
 def too_little_traffic(variants: int) -> str:
     """What would be right where traffic is too small for this many variants."""
     least = variants / SLOTS
-    return f"must be at least {least:g}, so that each variant with a weight has a slot of its own"
+    return (
+        f"must be at least {least:g} ({100 * least:g} %), so that each variant with a weight has a "
+        "slot of its own"
+    )
 
 
 def initial(weights: Mapping[str, float], traffic: float) -> Allocation:

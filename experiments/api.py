@@ -176,7 +176,12 @@ def expect_revision(request: Request[Any, Any, Any], revision: int) -> None:
         )
 
 
-def _checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dict[str, float]:
+def checked_weights(weights: dict[Key, Share], record: ExperimentRecord) -> dict[str, float]:
+    """Weights set by hand, in the order of the definition.
+
+    Raises:
+        ProblemError: `invalid` with every wrong one.
+    """
     known = record.definition.weights
     problems = [
         FieldProblem(paths.field("weights", key), "unknown", f"there are {', '.join(known)}")
@@ -378,7 +383,7 @@ async def set_allocation(
     async def use_case(
         connection: store.Connection, record: ExperimentRecord, change: Change
     ) -> ExperimentRecord:
-        weights = None if body.weights is None else _checked_weights(body.weights, record)
+        weights = None if body.weights is None else checked_weights(body.weights, record)
         return await lifecycle.allocate(connection, record, weights, body.traffic, change)
 
     return await write_change(control, request, key, sent, body.reason, use_case)

@@ -127,6 +127,28 @@ def _read_and_moved(experiment: Experiment) -> tuple[AnalysisPlan, Policy]:
     return experiment.analysis, experiment.policy
 
 
+def patch_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that makes one definition of another, as objects of JSON: what `after` leaves
+    out is unset, at every depth, for a merge patch keeps what it does not name. Targeting is one
+    value, whatever its operators."""
+    patch = _patch_between(before, after)
+    if isinstance(after.get("targeting"), dict):
+        patch["targeting"] = after["targeting"]
+    return patch
+
+
+def _patch_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(before),
+        **{
+            name: _patch_between(before[name], value)
+            if isinstance(value, dict) and isinstance(before.get(name), dict)
+            else value
+            for name, value in after.items()
+        },
+    }
+
+
 def _merge(target: object, patch: object) -> Any:
     if not isinstance(patch, dict):
         return patch

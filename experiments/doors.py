@@ -285,8 +285,13 @@ def handle_problem(request: Request[Any, Any, Any], error: ProblemError) -> Resp
 
 def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Litestar exception handler for the framework's errors: the same form as ours."""
+    return handle_problem(request, problem_of(error))
+
+
+def problem_of(error: HTTPException) -> ProblemError:
+    """An error of the framework as one of ours."""
     if isinstance(error, ValidationException):
-        return handle_problem(request, _wrong_parameters(error))
+        return _wrong_parameters(error)
     kind = _PROBLEM_OF_STATUS.get(error.status_code)
     if kind is None:
         kind = "malformed" if error.status_code < 500 else "internal"
@@ -295,7 +300,7 @@ def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException)
         for name, value in (error.headers or {}).items()
         if name.lower() == "allow"
     }
-    return handle_problem(request, ProblemError(kind, error.detail, headers=headers))
+    return ProblemError(kind, error.detail, headers=headers)
 
 
 def _wrong_parameters(error: ValidationException) -> ProblemError:

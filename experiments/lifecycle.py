@@ -22,7 +22,7 @@ from experiments.allocation import (
 )
 from experiments.changes import change_problems, changed_paths
 from experiments.definition import examine_patch
-from experiments.model import HOLDOUT, Experiment, RampPolicy, State
+from experiments.model import HOLDOUT, Experiment, RampPolicy, State, is_key
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.ramp_checks import amendment_problems
 from experiments.records import Epoch, ExperimentRecord
@@ -62,7 +62,9 @@ async def find(
     Raises:
         ProblemError: `not-found`.
     """
-    record = await store.get_experiment(connection, project, key, lock=lock)
+    record = None
+    if is_key(key):
+        record = await store.get_experiment(connection, project, key, lock=lock)
     if record is None:
         raise ProblemError("not-found", f"Project {project} has no experiment {key!r}")
     return record

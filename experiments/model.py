@@ -4,8 +4,9 @@ Nothing here checks more than shapes and ranges of single fields; `experiments.d
 definition as a whole and names every wrong field at once.
 """
 
+import re
 from datetime import timedelta
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -37,6 +38,15 @@ ExperimentKey: TypeAlias = Annotated[
     ),
 ]
 """The key of an experiment. `$holdout` is the built-in one, which no definition may name."""
+
+
+def is_key(text: str) -> bool:
+    """Whether anything may be named so: what is no key names nothing, and Postgres, which takes no
+    U+0000, need not be asked for it."""
+    return _KEY.match(text) is not None
+
+
+_KEY: Final = re.compile(r"^([a-z0-9_.-]{1,64}|\$holdout)$(?!\n)")
 Salt: TypeAlias = Annotated[
     str,
     Meta(

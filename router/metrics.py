@@ -1,13 +1,13 @@
 """What a router counts of its own work, for Prometheus."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from experiments.doors import Clock
 from router.journal import Journal
 from router.orphans import Orphans
 from router.shipper import Shipper
@@ -60,7 +60,9 @@ class JournalCollector(Collector):
     """What the journal and its shipper know of themselves, read when Prometheus asks. What was
     adopted waits for Postgres as well, so bytes and age are those of both."""
 
-    def __init__(self, journal: Journal, shipper: Shipper, orphans: Orphans, clock: Clock) -> None:
+    def __init__(
+        self, journal: Journal, shipper: Shipper, orphans: Orphans, clock: Callable[[], datetime]
+    ) -> None:
         self._journal = journal
         self._shipper = shipper
         self._orphans = orphans

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.servers", "tests.running", "tests.e2e.crash.figures"]
+pytest_plugins = ["tests.servers", "tests.running", "tests.pages", "tests.e2e.crash.figures"]
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - the system's folder in memory, of which no other is made
 ROOM_BYTES = 3 * 2**30

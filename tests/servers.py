@@ -27,7 +27,7 @@ async def database_url(servers: LiveServers) -> AsyncIterator[str]:
     name = f"test_{os.getpid()}_{uuid4().hex[:12]}"
     admin = await asyncpg.connect(servers.database_url)
     try:
-        await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE template0 STRATEGY file_copy')
         yield urlunsplit(urlsplit(servers.database_url)._replace(path=f"/{name}"))
         await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
     finally:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import msgspec
@@ -15,12 +15,15 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
 from prometheus_client import CONTENT_TYPE_LATEST
 
+import analysis.chronicle.api
 import analysis.control.api
 import analysis.control.gates_api
 import analysis.control.overrule_api
+import analysis.control.posterior_api
 import analysis.control.ramp_api
 import analysis.planning.api
 import analysis.reports.api
+import analysis.reports.snapshots_api
 import analysis.upkeep.erase_api
 import experiments.api
 import experiments.holdout_api
@@ -37,12 +40,14 @@ import router.ofrep
 import router.replay_api
 from analysis.planning.api import PlanningPlane
 from analysis.reports.api import AnalysisPlane
+from dashboard.app import pages_router, problem_page, wants_page
+from dashboard.plane import PagesPlane
 from experiments.doors import (
     Gate,
-    handle_http_exception,
     handle_problem,
     json_response,
     permission_guard,
+    problem_of,
 )
 from experiments.problems import CATALOGUE, DEFECT, FIELD_TYPES, ProblemError
 from experiments.webhooks.api import WebhookPlane
@@ -74,8 +79,11 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *analysis.control.api.ROUTES,
     *analysis.control.gates_api.ROUTES,
     *analysis.control.overrule_api.ROUTES,
+    *analysis.control.posterior_api.ROUTES,
     *analysis.control.ramp_api.ROUTES,
     *analysis.reports.api.ROUTES,
+    *analysis.reports.snapshots_api.ROUTES,
+    *analysis.chronicle.api.ROUTES,
     *analysis.planning.api.ROUTES,
     *analysis.upkeep.erase_api.ROUTES,
 ]
@@ -90,6 +98,10 @@ _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
     asyncpg.InterfaceError,  # our end of a connection that was lost
     asyncpg.InternalClientError,  # the same, at a moment that asyncpg did not expect
 )
+
+
+Present: TypeAlias = Callable[[Request[Any, Any, Any], ProblemError], Response[bytes]]
+"""How a problem is told: as problem details, or as a page."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -109,6 +121,8 @@ class Planes(msgspec.Struct, frozen=True):
     data: DataPlane
     local: LocalPlane
     analysis: AnalysisPlane
+    planning: PlanningPlane
+    pages: PagesPlane
     operation: Operation
     gate: Gate
 
@@ -116,12 +130,16 @@ class Planes(msgspec.Struct, frozen=True):
 def create_app(planes: Planes) -> ASGIApp:
     """The whole service as an ASGI app."""
 
+    def present(request: Request[Any, Any, Any], error: ProblemError) -> Response[bytes]:
+        if wants_page(request):
+            return problem_page(planes.pages, request, error)
+        return handle_problem(request, error)
+
     @get("/problems", tags=["operation"], summary="The catalogue of problem types")
     async def problems() -> dict[str, Any]:
         types = {kind: {"status": s, "title": t} for kind, (s, t) in CATALOGUE.items()}
         return {"types": types, "field_types": FIELD_TYPES}
 
-    planning = PlanningPlane(planes.control.pool, planes.control.clock)
     guarded = Router(
         path="/",
         route_handlers=DOORS,
@@ -134,6 +152,7 @@ def create_app(planes: Planes) -> ASGIApp:
             problems,
             guarded,
             *router.events.ROUTES,
+            pages_router(planes.pages),
         ],
         dependencies={
             "control": Provide(lambda: planes.control, sync_to_thread=False),
@@ -141,11 +160,11 @@ def create_app(planes: Planes) -> ASGIApp:
             "plane": Provide(lambda: planes.data, sync_to_thread=False),
             "local": Provide(lambda: planes.local, sync_to_thread=False),
             "analysis": Provide(lambda: planes.analysis, sync_to_thread=False),
-            "planning": Provide(lambda: planning, sync_to_thread=False),
+            "planning": Provide(lambda: planes.planning, sync_to_thread=False),
             # What a dead letter holds only the router can read.
             "names_unit": Provide(lambda: names_unit, sync_to_thread=False),
         },
-        exception_handlers=_EXCEPTION_HANDLERS,
+        exception_handlers=_handlers(present),
         openapi_config=OpenAPIConfig(
             title="Turnout",
             version="1",
@@ -173,7 +192,7 @@ def create_operation_app(operation: Operation) -> ASGIApp:
     """The app of a process without doors of its own: what an operator asks, and nothing else."""
     app = Litestar(
         route_handlers=_operation_doors(operation),
-        exception_handlers=_EXCEPTION_HANDLERS,
+        exception_handlers=_handlers(handle_problem),
         openapi_config=None,
         logging_config=None,
         debug=False,
@@ -202,23 +221,27 @@ def _observed(app: Litestar, operation: Operation) -> ASGIApp:
     return RequestTelemetry(app, operation.requests)
 
 
-def _handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    if isinstance(error, ValueError):  # asyncpg's own complaint about our arguments
-        return _handle_defect(request, error)
-    logger.warning("Postgres does not answer", extra={"error": repr(error)})
-    detail = "Postgres does not answer; assigning and recording go on without it"
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return handle_problem(request, ProblemError("unavailable", detail, headers=headers))
+def _handlers(present: Present) -> ExceptionHandlersMap:
+    """What becomes of errors: each is a problem, which `present` tells to whoever asked."""
 
+    def handle_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+        return present(request, problem_of(error))
 
-def _handle_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    logger.error("defect", exc_info=error)
-    return handle_problem(request, ProblemError("internal", DEFECT))
+    def handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        if isinstance(error, ValueError):  # asyncpg's own complaint about our arguments
+            return handle_defect(request, error)
+        logger.warning("Postgres does not answer", extra={"error": repr(error)})
+        detail = "Postgres does not answer; assigning and recording go on without it"
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return present(request, ProblemError("unavailable", detail, headers=headers))
 
+    def handle_defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        logger.error("defect", exc_info=error)
+        return present(request, ProblemError("internal", DEFECT))
 
-_EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
-    ProblemError: handle_problem,
-    HTTPException: handle_http_exception,
-    **dict.fromkeys(_POSTGRES_GONE, _handle_postgres_gone),
-    500: _handle_defect,
-}
+    return {
+        ProblemError: present,
+        HTTPException: handle_http,
+        **dict.fromkeys(_POSTGRES_GONE, handle_postgres_gone),
+        500: handle_defect,
+    }

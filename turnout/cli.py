@@ -30,7 +30,6 @@ from turnout.settings import (
 )
 from turnout.ship import ship
 from turnout.signals import stop_at_signal
-from turnout.telemetry import configure_logging
 
 T = TypeVar("T")
 PROCESSES: Final[dict[Process, str]] = {
@@ -218,7 +217,7 @@ def _run_process(options: argparse.Namespace) -> int:
     settings = _settings(options)
     require_servers(settings, options.process)
     require_one_process(settings, options.process)
-    configure_logging(settings.log_level)
+    _begin_logging(settings)
     if settings.workers > 1:
         from turnout.fleet import run_fleet  # noqa: PLC0415 - as below
 
@@ -226,6 +225,13 @@ def _run_process(options: argparse.Namespace) -> int:
     else:
         _run(_until_signal(settings, options.process))
     return 0
+
+
+def _begin_logging(settings: Settings) -> None:
+    # Here, for with it comes the web framework, which most commands do without.
+    from turnout.telemetry import configure_logging  # noqa: PLC0415
+
+    configure_logging(settings.log_level)
 
 
 async def _until_signal(settings: Settings, process: Process) -> None:
@@ -244,7 +250,7 @@ def _migrate(options: argparse.Namespace) -> int:
 
 def _ship(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    configure_logging(settings.log_level)
+    _begin_logging(settings)
     shipment = _run(ship(settings, Path(options.folder)))
     for line in shipment.lines():
         _say(line)

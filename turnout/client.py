@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import yaml
 
+from experiments.definition import patch_between
 from experiments.json_data import is_too_much
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
@@ -99,25 +100,11 @@ def _apply(client: httpx.Client, definition: Any) -> str:
         created = _checked(client.post("/v1/experiments", **_json(definition)))
         return f"{created['key']}: created, revision 1"
     before = _checked(current)
-    patch = _as_patch(before["definition"], definition)
+    patch = patch_between(before["definition"], definition)
     headers = {"If-Match": current.headers["etag"]}
     changed = _checked(client.patch(_path(key), **_json(patch, headers)))
     same = changed["revision"] == before["revision"]
     return f"{key}: {'unchanged' if same else 'changed'}, revision {changed['revision']}"
-
-
-def _as_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge patch that makes a definition what the file says: what it leaves out is unset, at
-    every depth, for a merge patch keeps what it does not name."""
-    return {
-        **dict.fromkeys(before),
-        **{
-            name: _as_patch(before[name], value)
-            if isinstance(value, dict) and isinstance(before.get(name), dict)
-            else value
-            for name, value in after.items()
-        },
-    }
 
 
 def _path(key: str) -> str:

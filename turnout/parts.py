@@ -21,6 +21,8 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from analysis.chronicle.chronicler import Chronicler
+from analysis.chronicle.telemetry import ChronicleMetrics
 from analysis.control.controller import Controller, database_time
 from analysis.control.controller import Pace as ControllerPace
 from analysis.control.telemetry import AnalysisMetrics
@@ -230,6 +232,18 @@ def controller_part(base: Base) -> Controller:
             base.settings.length("tick"), base.settings.length("lateness"), base.settings.keep
         ),
         AnalysisMetrics(base.registry),
+    )
+
+
+def chronicler_part(base: Base) -> Chronicler:
+    """The chronicler, which keeps what pages need of reports. Any number of processes may have
+    one."""
+    return Chronicler(
+        base.pool,
+        database_time,
+        time.monotonic,
+        base.settings.length("lateness"),
+        ChronicleMetrics(base.registry),
     )
 
 

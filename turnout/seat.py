@@ -35,7 +35,8 @@ class Seat(msgspec.Struct, frozen=True):
     ready: Callable[[], None]
 
     async def tell(self, registry: CollectorRegistry) -> None:
-        """Tell the metrics of this worker to whoever asks, until cancelled."""
+        """Tell the metrics of this worker to whoever asks, until cancelled. Only who can be asked
+        is ready: the silence of another could not be told from its start."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):  # the parent did not wait for it
@@ -46,6 +47,7 @@ class Seat(msgspec.Struct, frozen=True):
         path = worker_socket(self.folder, self.number)
         path.unlink(missing_ok=True)  # of the one before, if that was killed
         server = await asyncio.start_unix_server(answer, path)
+        self.ready()
         async with server:
             await server.serve_forever()
 

@@ -8,13 +8,19 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from analysis.planning.api import PlanningPlane
 from analysis.reports.api import AnalysisPlane
+from dashboard.assets import Assets
+from dashboard.plane import PagesPlane
+from dashboard.rendering import Renderer
+from dashboard.standalone import press_of
+from dashboard.streams import Live, LiveCollector
 from experiments.doors import Gate
 from experiments.limits import RateLimiter
 from experiments.webhooks.api import WebhookPlane
@@ -39,6 +45,7 @@ from turnout.lane import Lane, LaneProtocol
 from turnout.parts import (
     Base,
     RouterPart,
+    chronicler_part,
     controller_part,
     herald_part,
     once,
@@ -118,17 +125,19 @@ async def run(
                 if process in WITH_CONTROLLER:
                     tasks.append(partial(once, joined, controller_part(base).run))
                     tasks.append(partial(once, joined, herald_part(base).run))
+                    tasks.append(partial(once, joined, chronicler_part(base).run))
                 if seat is None:
                     announce(f"Turnout serves on {url_of(listener)}")
                 else:
                     tasks.append(partial(seat.tell, registry))
-                    seat.ready()
                 _spare_the_event_loop()
                 courier = Courier(settings.webhook_proxy)
                 stack.push_async_callback(courier.close)
-                app, protocol = _doors(base, router, seat, courier)
-                leave = (lambda: None) if router is None else router.plane.streams.close
-                await supervise(app, listener, tasks, behind.died, stop, protocol, leave)
+                doors = _doors(base, router, seat, courier)
+                tasks += doors.tasks
+                await supervise(
+                    doors.app, listener, tasks, behind.died, stop, doors.protocol, doors.leave
+                )
                 # The doors are shut: what they acknowledged last goes to Postgres while it is
                 # still there.
                 if router is not None:
@@ -147,31 +156,64 @@ def _spare_the_event_loop() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
-def _doors(
-    base: Base, router: RouterPart | None, seat: Seat | None, courier: Courier
-) -> tuple[ASGIApp, Callable[..., asyncio.Protocol]]:
-    """The app of a process, and the protocol that stands before it."""
+class _Doors(NamedTuple):
+    """The app of a process, the protocol that stands before it, what has to run for them, and what
+    ends the answers that would not end by themselves."""
+
+    app: ASGIApp
+    protocol: Callable[..., asyncio.Protocol]
+    tasks: tuple[Task, ...] = ()
+    leave: Callable[[], None] = lambda: None
+
+
+def _doors(base: Base, router: RouterPart | None, seat: Seat | None, courier: Courier) -> _Doors:
     health = WorkerHealth(base.pool) if router is None else router.health
     requests = RequestLog(base.registry, request_ids(uuid4().hex[:16]))
     operation = Operation(
         health, metrics_of(base.registry) if seat is None else seat.metrics, requests
     )
     if router is None:
-        return create_operation_app(operation), BoundedProtocol
+        return _Doors(create_operation_app(operation), BoundedProtocol)
     rate = base.settings.rate_limit
     limiter = RateLimiter(rate, time.monotonic) if rate else None
     gate = Gate(router.plane.refresher, utc_now, limiter)
+    control = ControlPlane(base.pool, base.redis, router.database_time, secrets.token_bytes)
+    renderer = Renderer(Assets())
+    analysis = AnalysisPlane(
+        base.pool, router.database_time, base.settings.length("lateness"), press_of(renderer)
+    )
+    planning = PlanningPlane(base.pool, router.database_time)
+    live = Live(base.pool, router.database_time)
+    base.registry.register(LiveCollector(live))
     app = create_app(
         Planes(
-            control=ControlPlane(base.pool, base.redis, router.database_time, secrets.token_bytes),
+            control=control,
             webhooks=WebhookPlane(base.signing_key, courier),
             data=router.plane,
             local=LocalPlane(router.plane, FlagSets(), Epochs(base.pool), base.pool),
-            analysis=AnalysisPlane(
-                base.pool, router.database_time, base.settings.length("lateness")
+            analysis=analysis,
+            planning=planning,
+            pages=PagesPlane(
+                control=control,
+                analysis=analysis,
+                planning=planning,
+                gate=gate,
+                renderer=renderer,
+                live=live,
             ),
             operation=operation,
             gate=gate,
         )
     )
-    return app, partial(LaneProtocol, Lane(router.plane, gate, requests))
+    streams = router.plane.streams
+
+    def leave() -> None:
+        streams.close()
+        live.close()
+
+    return _Doors(
+        app,
+        partial(LaneProtocol, Lane(router.plane, gate, requests)),
+        (partial(once, base.joined, live.run),),
+        leave,
+    )

@@ -59,7 +59,7 @@ async def consult(connection: Connection, situation: Situation) -> Sequence[Ruli
         return ()
     if situation.stale:
         return _on_stale_moments(situation, policy)
-    inputs = await _inputs(connection, record, policy)
+    inputs = await read_inputs(connection, record, policy)
     if inputs is None:
         return ()
     await connection.execute(_LOOK, record.id, record.run, now)
@@ -133,7 +133,15 @@ def _in_words(proposal: Reallocation, policy: ThompsonPolicy) -> str:
     return f"{text}, of those enrolled since {_in_utc(since)}"
 
 
-async def _inputs(
+async def read_looked(connection: Connection, record: ExperimentRecord) -> datetime:
+    """When the rule last considered a reallocation in this run, or the run began."""
+    looked = await connection.fetchrow(_LOOKED, record.id, record.run)
+    assert looked is not None, "who has a run has its row"  # noqa: S101 - an invariant
+    at: datetime = looked["at"]
+    return at
+
+
+async def read_inputs(
     connection: Connection, record: ExperimentRecord, policy: ThompsonPolicy
 ) -> Inputs | None:
     """What both rules read; None while the metric is filled in for units that were there before

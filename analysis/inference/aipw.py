@@ -164,13 +164,15 @@ def aipw_comparison(trail: Trail, kind: Kind, alpha: float = 0.05) -> Comparison
         variances[_CONTROL],
         variances[_TREATMENT],
         _shift_variance(estimate, forms, kind),
+        kind=kind,
     )
 
 
 def aipw_sequence(
     trail: Trail, kind: Kind, alpha: float = 0.05, decision_n: int = DECISION_N
-) -> tuple[float | None, AlwaysValid]:
-    """The difference over the sequence of a trail, and its anytime-valid reading.
+) -> tuple[float | None, AlwaysValid, float | None]:
+    """The difference over the sequence of a trail, its anytime-valid reading, and the mean
+    that it estimates for the control; None of what is not defined.
 
     The time of the sequence is its variance, in units of what one unit would have at the
     propensities that it began with: so the boundary's tuning does not follow the allocation.
@@ -184,14 +186,15 @@ def aipw_sequence(
     """
     scored = trail.sequence
     if scored.units == 0 or trail.reference is None:
-        return None, AlwaysValid(valid=False)
+        return None, AlwaysValid(valid=False), None
     estimate = _Estimate(EpochSums(), scored, trail)
     forms = estimate.read(kind)
     if forms is None:
-        return None, AlwaysValid(valid=False)
+        return None, AlwaysValid(valid=False), None
     difference = float(forms.arms[_TREATMENT].level - forms.arms[_CONTROL].level)
+    mean_control = float(forms.arms[_CONTROL].level)
     if min(scored.control.units, scored.treatment.units) == 0:
-        return difference, AlwaysValid(valid=False)
+        return difference, AlwaysValid(valid=False), mean_control
     arms = {_CONTROL: scored.control, _TREATMENT: scored.treatment}
     weights = {key: score.weights for key, score in forms.arms.items()}
     of_a_unit = estimate.of_a_unit(weights, CAUTIOUS_UNITS)
@@ -200,8 +203,8 @@ def aipw_sequence(
         variance / e for variance, e in zip(of_a_unit.values(), trail.reference, strict=True)
     )
     if total <= 0.0:
-        return difference, AlwaysValid(valid=False)
-    return difference, always_valid(
+        return difference, AlwaysValid(valid=False), mean_control
+    reading = always_valid(
         difference,
         math.sqrt(total) / scored.units,
         scored.control.units,
@@ -210,6 +213,7 @@ def aipw_sequence(
         decision_n,
         time=sum(trail.reference) * total / at_first,
     )
+    return difference, reading, mean_control
 
 
 class _Estimate:

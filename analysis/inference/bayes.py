@@ -23,10 +23,10 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 from analysis.inference.epoch_sums import EpochSums
-from analysis.inference.estimate import Comparison, relative
+from analysis.inference.estimate import Comparison, possible_lift, relative
 from analysis.inference.kinds import Goal, Kind
 from analysis.inference.tails import critical_value
 from experiments.model import Prior
@@ -72,6 +72,7 @@ class BayesianReading(msgspec.Struct, frozen=True):
             credible interval; std_dev: its standard deviation.
         lift_ci_low, lift_ci_high: the same of the lift. With the normal model the control's mean
             is taken for known, and there is none where it cannot be told from 0.
+        lift: `difference` over the absolute mean that is believed of the control.
     """
 
     model: Model
@@ -86,6 +87,7 @@ class BayesianReading(msgspec.Struct, frozen=True):
     ci_high: float | None = None
     lift_ci_low: float | None = None
     lift_ci_high: float | None = None
+    lift: float | None = None
 
 
 def counts_of(sums: EpochSums, control: str, treatment: str, kind: Kind) -> Counts | None:
@@ -129,7 +131,7 @@ def bayesian_reading(
         posterior = _of_difference(comparison, prior.lift_sd, alpha)
     if posterior is None:
         return reading
-    up = goal == "increase"
+    up, lift = goal == "increase", relative(posterior.mean, posterior.mean_control)
     return msgspec.structs.replace(
         reading,
         chance_to_win=posterior.above if up else posterior.below,
@@ -139,13 +141,15 @@ def bayesian_reading(
         std_dev=posterior.std_dev,
         ci_low=posterior.interval[0],
         ci_high=posterior.interval[1],
-        lift_ci_low=posterior.lift_interval[0],
+        lift_ci_low=possible_lift(posterior.lift_interval[0], lift, kind),
         lift_ci_high=posterior.lift_interval[1],
+        lift=lift,
     )
 
 
 class _Posterior(NamedTuple):
-    """Of a difference δ: P(δ > 0), P(δ < 0), E(δ)+, E(-δ)+, mean, standard deviation, intervals."""
+    """Of a difference δ: P(δ > 0), P(δ < 0), E(δ)+, E(-δ)+, mean, standard deviation, intervals;
+    and the mean of the control."""
 
     above: float
     below: float
@@ -155,6 +159,7 @@ class _Posterior(NamedTuple):
     std_dev: float
     interval: tuple[float, float]
     lift_interval: tuple[float | None, float | None]
+    mean_control: float
 
 
 # The normal model
@@ -202,6 +207,7 @@ def _of_difference(
         std_dev=std_dev,
         interval=interval,
         lift_interval=lift_interval,
+        mean_control=mean_control,
     )
 
 
@@ -319,6 +325,7 @@ def _of_rates(counts: Counts, a: float, b: float, alpha: float) -> _Posterior:
         std_dev=math.sqrt(control.variance + treatment.variance),
         interval=_difference_interval(control, treatment, alpha),
         lift_interval=_lift_interval(control, treatment, alpha),
+        mean_control=control.mean,
     )
 
 
@@ -381,5 +388,7 @@ def _quantile(at_most: Callable[[float], float], level: float, ends: tuple[float
         return low
     if beyond(high) <= 0.0:
         return high
+    from scipy import optimize  # noqa: PLC0415 - slow to load, and only posteriors need it
+
     # To 1e-10 of the stretch, some 1e-9 of the standard deviation.
     return float(optimize.brentq(beyond, low, high, xtol=1e-10 * (high - low)))

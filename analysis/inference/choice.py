@@ -28,7 +28,7 @@ import msgspec
 
 from analysis.inference.aipw import aipw_comparison, aipw_sequence
 from analysis.inference.epoch_sums import EpochSums, Population
-from analysis.inference.estimate import Comparison, cautious_std_error, compare
+from analysis.inference.estimate import Comparison, cautious_std_error, compare, relative
 from analysis.inference.kinds import Kind, Method
 from analysis.inference.sequence import DECISION_N, AlwaysValid, always_valid
 from analysis.inference.trail import Trail
@@ -45,6 +45,10 @@ class SequenceReading(msgspec.Struct, frozen=True):
         n_control, n_treatment: the units behind it.
         method: how it was estimated.
         reading: the confidence sequence and its e-value.
+        mean_control, mean_treatment: what the same units estimate for the arms, so that one less
+            the other is the difference; None where that is not defined.
+        lift: the difference over |mean_control|, as a fraction. A point estimate: the sequence
+            covers the difference, and claims no interval of the lift.
     """
 
     difference: float | None
@@ -52,6 +56,15 @@ class SequenceReading(msgspec.Struct, frozen=True):
     n_treatment: int
     method: Method
     reading: AlwaysValid
+    mean_control: float | None = None
+    mean_treatment: float | None = None
+
+    @property
+    def lift(self) -> float | None:
+        """See the class."""
+        if self.difference is None or self.mean_control is None:
+            return None
+        return relative(self.difference, self.mean_control)
 
 
 def read_fixed(
@@ -111,10 +124,16 @@ def read_continuous(
     sums = finished.contrasts.get(treatment, EpochSums())
     small = reallocated and has_small_epochs(sums)
     if small and trail is not None and _speaks_for(trail, finished, control, treatment):
-        difference, reading = aipw_sequence(trail, kind, alpha, decision_n)
+        difference, reading, mean_control = aipw_sequence(trail, kind, alpha, decision_n)
         scored = trail.sequence
         return SequenceReading(
-            difference, scored.control.units, scored.treatment.units, "aipw", reading
+            difference,
+            scored.control.units,
+            scored.treatment.units,
+            "aipw",
+            reading,
+            mean_control,
+            None if difference is None or mean_control is None else mean_control + difference,
         )
     result = compare(sums, control, treatment, kind, alpha)
     reading = always_valid(
@@ -126,7 +145,13 @@ def read_continuous(
         decision_n,
     )
     return SequenceReading(
-        result.difference, result.n_control, result.n_treatment, "within_epochs", reading
+        result.difference,
+        result.n_control,
+        result.n_treatment,
+        "within_epochs",
+        reading,
+        result.mean_control,
+        result.mean_treatment,
     )
 
 

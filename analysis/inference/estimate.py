@@ -221,6 +221,7 @@ def compare(
         of_control.variance,
         of_treatment.variance,
         _shift_variance(sums, read, kind),
+        kind=kind,
     )
 
 
@@ -229,10 +230,13 @@ def with_interval(
     variance_control: float,
     variance_treatment: float,
     variance_common: float = 0.0,
+    *,
+    kind: Kind,
 ) -> Comparison:
     """A comparison with all that follows from the variances of its two means.
 
     Arguments:
+        kind: of the metric: no lift of a proportion is believed to be below -1.
         result: with its means, their difference and lift, and the degrees of freedom.
         variance_control, variance_treatment, variance_common: as for `fieller`.
     """
@@ -267,7 +271,7 @@ def with_interval(
         p_value=p_from_log(log_p),
         log10_p_value=to_log10(log_p),
         lift=lift.lift,
-        lift_ci_low=lift.ci_low,
+        lift_ci_low=possible_lift(lift.ci_low, lift.lift, kind),
         lift_ci_high=lift.ci_high,
         notes=result.notes if lift.note is None else (*result.notes, lift.note),
     )
@@ -355,6 +359,17 @@ def relative(difference: float, mean_control: float) -> float | None:
         return None
     lift = difference / abs(mean_control)
     return lift if math.isfinite(lift) else None
+
+
+def possible_lift(low: float | None, lift: float | None, kind: Kind) -> float | None:
+    """The lower bound of a lift, cut at -1 for a proportion: no rate falls by more than all of it.
+
+    The interval covers no less for it. It never ends above the estimate, which may itself be below
+    -1 where it is weighted by propensities. Values of other kinds may be negative.
+    """
+    if low is None or lift is None or kind != "proportion":
+        return low
+    return max(low, min(-1.0, lift))
 
 
 def fieller(

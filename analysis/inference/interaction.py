@@ -7,10 +7,11 @@ The differences themselves have to be compared (Gelman, Stern 2006, "The differe
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
 import msgspec
-from scipy import stats
+from scipy import special
 
 from analysis.inference.sequence import DECISION_N, always_valid
 from analysis.inference.tails import p_from_log
@@ -66,7 +67,7 @@ def cochran_q(effects: Sequence[Effect]) -> Homogeneity | None:
     mean = math.fsum(w * x for w, x in zip(weights, steps, strict=True)) / math.fsum(weights)
     q = math.fsum(w * (x - mean) ** 2 for w, x in zip(weights, steps, strict=True))
     df = len(effects) - 1
-    return Homogeneity(q, df, p_from_log(float(stats.chi2.logsf(q, df))))
+    return Homogeneity(q, df, max(float(special.chdtrc(df, q)), sys.float_info.min))
 
 
 def sequence_of_differences(

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import interpolate, optimize, special
+from scipy import special
 
 from analysis.inference.estimate import Comparison
 from analysis.inference.small_counts import agreeing, smoothed
@@ -264,6 +264,8 @@ def sequential_p(
 
     if missing(_LOWEST) < 0.0:
         return 1.0
+    from scipy import optimize  # noqa: PLC0415 - slow to load, and only plans of looks need it
+
     low, high = (_LOWEST, _HIGHEST) if missing(_HIGHEST) < 0.0 else (_HIGHEST, _BEYOND)
     if missing(high) >= 0.0:
         return sys.float_info.min
@@ -277,6 +279,8 @@ def _heights_by_alpha(
 ) -> Callable[[float], Sequence[float]]:
     """The boundaries as a function of z_{α/4}, in which they are nearly linear: so all comparisons
     that were looked at together share the integrals."""
+    from scipy import interpolate  # noqa: PLC0415 - as above
+
     grid = np.linspace(_LOWEST, _HIGHEST, _GRID)
     heights = np.array([boundaries(fractions, 4.0 * float(special.ndtr(-q)), clock) for q in grid])
     # A look that spends nothing is never reached.
@@ -360,6 +364,8 @@ def _height(state: _State, squared: float, log_budget: float) -> float:
 
     if excess(0.0) <= 0.0:
         return 0.0
+    from scipy import optimize  # noqa: PLC0415 - as above
+
     return float(optimize.brentq(excess, 0.0, _own_height(log_budget) + 1e-6, xtol=1e-10))
 
 

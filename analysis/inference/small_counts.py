@@ -31,7 +31,6 @@ from typing import Final, Literal
 
 import msgspec
 import numpy as np
-from scipy import stats
 
 from analysis.inference.mover import Limits, half_widths
 from analysis.inference.tails import critical_value, log_p_two_sided
@@ -98,6 +97,8 @@ def small_counts(n0: int, x0: int, n1: int, x1: int, alpha: float = 0.05) -> Sma
     low, high = rate_1 - rate_0 - half_width, rate_1 - rate_0 + half_width
     exact = n0 + n1 < FISHER_UNITS
     if exact:
+        from scipy import stats  # noqa: PLC0415 - slow to load, and only small counts need it
+
         p = float(stats.fisher_exact(np.array([[x0, n0 - x0], [x1, n1 - x1]])).pvalue)
         log_p = math.log(min(p, 1.0))
         rejected = p <= alpha

@@ -3,7 +3,7 @@
 import math
 import sys
 
-from scipy import integrate, special, stats
+from scipy import special
 
 _LOG_2 = math.log(2.0)
 _LOG_10 = math.log(10.0)
@@ -19,9 +19,8 @@ def critical_value(alpha: float, df: float | None) -> float:
     """
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha lies strictly between 0 and 1, not at {alpha}")
-    if df is None:
-        return float(stats.norm.isf(alpha / 2))
-    return float(stats.t.isf(alpha / 2, df))
+    quantile = special.ndtri(alpha / 2) if df is None else special.stdtrit(df, alpha / 2)
+    return -float(quantile)
 
 
 def log_p_two_sided(statistic: float, df: float | None) -> float:
@@ -30,7 +29,7 @@ def log_p_two_sided(statistic: float, df: float | None) -> float:
     if df is None:
         log_tail = max(float(special.log_ndtr(-size)), -sys.float_info.max)
     else:
-        tail = float(stats.t.sf(size, df))
+        tail = float(special.stdtr(df, -size))
         log_tail = math.log(tail) if tail > sys.float_info.min else _log_t_tail(size, df)
     return min(0.0, _LOG_2 + log_tail)
 
@@ -50,12 +49,14 @@ def _log_t_tail(t: float, df: float) -> float:
 
     With h = (df + t²)/((df + 1) t), the length over which the density falls by e,
     P(T > t) = f(t) h ∫_0^∞ f(t + h v)/f(t) dv, and the integrand is about exp(-v).
-    scipy's `t.logsf` is the log of `t.sf`, so -inf here.
+    The log of scipy's `stdtr` is -inf here.
 
     P(T > t) = I_x(df/2, 1/2)/2 with x = df/(df + t²); where x is next to 0, that is
     x^(df/2)/(df B(df/2, 1/2)), of which the logarithm is taken before t² can overflow.
     Source: Abramowitz and Stegun (1964), 26.5.4 and 26.7.1.
     """
+    from scipy import integrate  # noqa: PLC0415 - slow to load, and such tails are rare
+
     log_x = math.log(df) - 2.0 * math.log(t)
     if log_x < math.log(_FAR):
         return 0.5 * df * log_x - math.log(df) - float(special.betaln(0.5 * df, 0.5))
@@ -67,4 +68,9 @@ def _log_t_tail(t: float, df: float) -> float:
         )
 
     area, _ = integrate.quad(ratio, 0.0, math.inf)
-    return float(stats.t.logpdf(t, df)) + math.log(h * area)
+    log_density = (
+        math.log(float(special.poch(0.5 * df, 0.5)))
+        - 0.5 * math.log(df * math.pi)
+        - 0.5 * (df + 1.0) * math.log1p(t * t / df)
+    )
+    return log_density + math.log(h * area)

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.inference.epoch_sums import ArmSums, EpochSums
 from analysis.inference.exact import quotient
@@ -21,6 +21,7 @@ from analysis.inference.variance import weighted_mean_variance
 Array = NDArray[np.float64]
 Model = Literal["normal"]
 
+_ROOT_2_PI = math.sqrt(2.0 * math.pi)
 _SUM_TOLERANCE = 1e-9
 
 # Breakpoints of the quadrature, in standard deviations of each arm: dense where a posterior
@@ -217,8 +218,8 @@ def _check_weights(
 
 def _beta(arm: ArmSums) -> ArmPosterior:
     a, b = 1.0 + arm.converted, 1.0 + arm.n - arm.converted
-    mean, sd = float(stats.beta.mean(a, b)), float(stats.beta.std(a, b))
-    return ArmPosterior(n=arm.n, mean=mean, sd=sd, beta=(a, b))
+    mean, variance = a / (a + b), a * b / ((a + b) ** 2 * (a + b + 1.0))
+    return ArmPosterior(n=arm.n, mean=mean, sd=math.sqrt(variance), beta=(a, b))
 
 
 def _normal(sums: EpochSums, variant: str, kind: Kind) -> ArmPosterior | None:
@@ -253,10 +254,26 @@ def functions(
     arm: ArmPosterior,
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Callable[[Array], Array]]:
     """Density, log distribution function and log survival function of a posterior."""
-    frozen = (
-        stats.norm(arm.mean, arm.sd) if arm.beta is None else stats.beta(arm.beta[0], arm.beta[1])
-    )
-    return frozen.pdf, frozen.logcdf, frozen.logsf
+    if arm.beta is not None:
+        from scipy import stats  # noqa: PLC0415 - slow to load, and only young bandits need it
+
+        beta = stats.beta(*arm.beta)
+        return beta.pdf, beta.logcdf, beta.logsf
+    mean, sd = arm.mean, arm.sd
+
+    def pdf(x: Array) -> Array:
+        density: Array = np.exp(-(((x - mean) / sd) ** 2) / 2.0) / (sd * _ROOT_2_PI)
+        return density
+
+    def log_cdf(x: Array) -> Array:
+        found: Array = special.log_ndtr((x - mean) / sd)
+        return found
+
+    def log_sf(x: Array) -> Array:
+        found: Array = special.log_ndtr((mean - x) / sd)
+        return found
+
+    return pdf, log_cdf, log_sf
 
 
 def sum_without(terms: Sequence[Array], left_out: int) -> Array:

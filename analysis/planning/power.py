@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from analysis.inference.planned import boundaries
 from analysis.inference.sequence import DECISION_N, MIN_UNITS_PER_ARM
@@ -100,9 +100,17 @@ def fixed_power(drift: float, alpha: float, df: float | None = None) -> float:
     # The estimated over the true standard error is √(χ²/df); scipy's noncentral t is not a number
     # in places, so the power is its mean over that, here by quadrature.
     critical = critical_value(alpha, df)
-    low, high = np.sqrt(stats.chi2.ppf(_TAIL, df) / df), np.sqrt(stats.chi2.isf(_TAIL, df) / df)
+    low = math.sqrt(2.0 * float(special.gammaincinv(df / 2.0, _TAIL)) / df)
+    high = math.sqrt(float(special.chdtri(df, _TAIL)) / df)
     ratio = low + (high - low) * 0.5 * (_NODES + 1.0)
-    density = 2.0 * df * ratio * stats.chi2.pdf(df * ratio * ratio, df)
+    chi = df * ratio * ratio
+    log_density = (
+        (df / 2.0 - 1.0) * np.log(chi)
+        - chi / 2.0
+        - math.lgamma(df / 2.0)
+        - math.log(2.0) * df / 2.0
+    )
+    density = 2.0 * df * ratio * np.exp(log_density)
     over = special.ndtr(drift - critical * ratio) + special.ndtr(-drift - critical * ratio)
     return min(1.0, float(0.5 * (high - low) * np.sum(_NODE_WEIGHTS * density * over)))
 

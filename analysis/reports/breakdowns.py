@@ -168,7 +168,15 @@ def _read(facts: Facts, kind: Kind, treatment: str, segment: Segment, known: Seg
     std_error = cautious_std_error(known.finished.contrasts.get(treatment, EpochSums()), *arms)
     n = finished.n_control, finished.n_treatment
     reading = always_valid(finished.difference, std_error, *n, plan.alpha, plan.units or DECISION_N)
-    continuous = Continuous(*n, finished.difference, reading, method=finished.method)
+    continuous = Continuous(
+        *n,
+        finished.difference,
+        reading,
+        method=finished.method,
+        mean_control=finished.mean_control,
+        mean_treatment=finished.mean_treatment,
+        lift=finished.lift,
+    )
     if plan.reading == "continuous":
         p_value, effect = reading.p_value, _effect(finished, std_error)
     else:

@@ -101,6 +101,9 @@ def _comparison(
             difference=sequence.difference,
             reading=sequence.reading,
             method=sequence.method,
+            mean_control=sequence.mean_control,
+            mean_treatment=sequence.mean_treatment,
+            lift=sequence.lift,
         ),
         planned=planned_reading(looks, plan.alpha) if looks else None,
         bayesian=read.bayesian,
@@ -179,7 +182,15 @@ def _read_quantiles(
         bayesian = bayesian_reading(finished, metric.goal, "quantile", plan.prior, None, plan.alpha)
     return _Read(
         compare_quantiles(*values, level, epochs, plan.alpha),
-        SequenceReading(finished.difference, n_control, n_treatment, "within_epochs", reading),
+        SequenceReading(
+            finished.difference,
+            n_control,
+            n_treatment,
+            "within_epochs",
+            reading,
+            finished.mean_control,
+            finished.mean_treatment,
+        ),
         bayesian,
     )
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from analysis.inference.ratio_check import RatioCheck
+from analysis.reports.harm import harm_words
 from analysis.reports.model import (
     Action,
     ComparisonVerdict,
@@ -35,7 +36,7 @@ from analysis.reports.model import (
     QualityCheck,
     Verdict,
 )
-from analysis.reports.words import duration
+from analysis.reports.words import YEAR, wait
 from experiments.model import State
 
 _SHOWN: Final = 3
@@ -62,7 +63,7 @@ def conclude(
     """
     primary = [metric for metric in metrics if metric.role == "primary"]
     if facts.rolled_back is not None:
-        return _rolled_back(facts)
+        return _rolled_back(facts, metrics)
     if sum(units.values()) == 0:
         return Verdict(
             "keep_running", None, "No units yet: nothing is known.", "", "The first units."
@@ -129,15 +130,22 @@ def _heading(verdict: Verdict, state: State) -> str:
             return "Fix the data first."
         case "keep_running":
             opening = "Paused too early" if state == "paused" else "Keep running"
-            if verdict.more_seconds is None:
-                return f"{opening}."
-            return f"{opening}, about {duration(verdict.more_seconds)} more."
+            return f"{opening}{_for_how_long(verdict.more_seconds)}."
 
 
-def _rolled_back(facts: Facts) -> Verdict:
+def _for_how_long(seconds: float | None) -> str:
+    """How long to keep running, as far as that is known."""
+    if seconds is None:
+        return ""
+    return f", {wait(seconds)}" if seconds > YEAR else f", about {wait(seconds)} more"
+
+
+def _rolled_back(facts: Facts, metrics: Sequence[MetricReport]) -> Verdict:
     control = facts.definition.control.key
     reason = (facts.rolled_back or "").rstrip(".")
     alarms = [row for row in facts.guard if row.alarm]
+    if facts.by_guard and alarms:
+        reason = "; ".join(_harm_of(row, metrics) for row in alarms[:_SHOWN])
     return Verdict(
         action="keep_control",
         variant=None,
@@ -178,9 +186,14 @@ def _alarms(facts: Facts, guardrails: Sequence[MetricReport]) -> list[tuple[str,
         for c in metric.comparisons
         if c.harm is not None and c.harm.shown
     ]
-    watched = [(row.variant, _alarm(row)) for row in facts.guard if row.alarm]
+    alarms = [row for row in facts.guard if row.alarm]
+    watched = [
+        (row.variant, f"An alarm for {row.variant}: {_harm_of(row, guardrails)}.") for row in alarms
+    ]
     gone = [
-        (variant, f"{variant} is rolled back: {reason.rstrip('.')}.")
+        (variant, f"{variant} is rolled back.")
+        if variant in facts.by_guard and any(row.variant == variant for row in alarms)
+        else (variant, f"{variant} is rolled back: {reason.rstrip('.')}.")
         for variant, reason in facts.withdrawn.items()
     ]
     return gone + watched + shown
@@ -213,7 +226,9 @@ def _weigh(
     is_over = facts.state not in _OPEN_STATES
     waiting = [c for c in _comparisons(primary, "open") if c.treatment in left]
     if waiting:
-        return _ended_early(known, waiting) if is_over else _keep_running(known, waiting, aside)
+        if is_over:
+            return _ended_early(known, waiting)
+        return _keep_running(known, waiting, _leading(primary, waiting), aside)
     futile = _first(primary, "futile", left)
     if futile is not None and not is_over:
         action: Action = "stop_for_futility"
@@ -261,11 +276,10 @@ def _first(
     return next(found, None)
 
 
-def _alarm(row: GuardView) -> str:
-    return (
-        f"Guardrail {row.guardrail} alarms for {row.variant}: evidence of harm "
-        f"e^{row.log_peak:.2f}, alarm at e^{row.log_threshold:.2f}."
-    )
+def _harm_of(row: GuardView, metrics: Sequence[MetricReport]) -> str:
+    """Why a guardrail alarms, in a clause."""
+    metric = next((metric for metric in metrics if metric.key == row.guardrail), None)
+    return f"guardrail {row.guardrail} of {row.variant}: {harm_words(row, metric)}"
 
 
 def _ship(primary: Sequence[MetricReport], winners: Sequence[str]) -> Verdict:
@@ -292,10 +306,31 @@ def _best(primary: Sequence[MetricReport], winners: Sequence[str]) -> str:
     return winners[0]
 
 
+def _leading(
+    primary: Sequence[MetricReport], waiting: Sequence[MetricComparison]
+) -> Sequence[MetricComparison]:
+    """Those comparisons of the treatment that looks best by now: what a run waits for. It is best
+    on the first primary metric on which any has an interval; all of them where none has."""
+    for metric in primary:
+        sign = 1.0 if metric.goal == "increase" else -1.0
+        gains = {
+            c.treatment: sign * c.continuous.difference
+            for c in metric.comparisons
+            if c in waiting and c.continuous.reading.valid and c.continuous.difference is not None
+        }
+        if gains:
+            best = max(gains, key=lambda treatment: gains[treatment])
+            return [c for c in waiting if c.treatment == best]
+    return waiting
+
+
 def _keep_running(
-    known: Sequence[str], waiting: Sequence[MetricComparison], aside: Sequence[str]
+    known: Sequence[str],
+    waiting: Sequence[MetricComparison],
+    leading: Sequence[MetricComparison],
+    aside: Sequence[str],
 ) -> Verdict:
-    nearest = min(waiting, key=lambda c: (c.verdict.more_units is None, c.verdict.more_units or 0))
+    nearest = min(leading, key=lambda c: (c.verdict.more_units is None, c.verdict.more_units or 0))
     lead = nearest.verdict
     return Verdict(
         action="keep_running",
@@ -327,7 +362,9 @@ def _some(waiting: Sequence[MetricComparison]) -> list[str]:
 
 
 def _aside(facts: Facts, primary: Sequence[MetricReport]) -> list[str]:
-    """A warning where a glance would tempt."""
+    """A warning where a glance would tempt; not of a plan of looks, which shows none before."""
+    if facts.definition.analysis.reading in {"fixed", "planned"}:
+        return []
     alpha = facts.definition.analysis.alpha
     tempting = any(
         c.fixed.p_value is not None

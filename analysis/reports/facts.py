@@ -26,10 +26,13 @@ from experiments.store import Connection
 
 _RUN = "select started_at, enrolments from run where experiment = $1 and number = $2"
 _WITHDRAWN = """
-    select v.variant, e.reason
-    from variant_rollback v join epoch e on e.experiment = v.experiment and e.number = v.epoch
+    select v.variant, e.reason, coalesce(d.rule = 'guard', false) as by_guard
+    from variant_rollback v
+    join epoch e on e.experiment = v.experiment and e.number = v.epoch
+    left join decision d on d.id = e.decision
     where v.experiment = $1 and v.run = $2 and v.variant = any($3)
 """
+_BY_GUARD = "select rule = 'guard' from decision where id = $1"
 _WATERMARK = "select nullif(watermark, '-infinity') from fold_position"
 _METRICS = """
     select m.id, m.key, m.version, m.kind, m.late, m.covered, m.since, t.block, t.sums
@@ -43,6 +46,8 @@ async def read_facts(
     record: ExperimentRecord,
     now: datetime | None = None,
     lateness: timedelta = LATENESS,
+    *,
+    broken_down: bool = True,
 ) -> Facts:
     """All that the report of the current run is made from.
 
@@ -51,17 +56,27 @@ async def read_facts(
     Args:
         now: when it is read; None where what has stopped arriving is not to be judged by it.
         lateness: how late the controller lets an outcome come before it closes a block.
+        broken_down: whether the sums of segments are wanted, for breakdowns.
     """
     definition = await read_caps(connection, record.id, record.run, record.definition)
     record = msgspec.structs.replace(record, definition=definition)
     rolled_back = None
+    withdrawn, by_guard = await _withdrawn(connection, record)
     if record.epoch:
         epoch = await store.get_epoch(connection, record.id, record.epoch)
         rolled_back = epoch.reason if epoch.state == "rolled_back" else None
+        if rolled_back is not None and await connection.fetchval(_BY_GUARD, epoch.decision):
+            by_guard = frozenset(record.definition.weights)
     run = await connection.fetchrow(_RUN, record.id, record.run)
     enrolled = await read_unit_sums(connection, record.id, record.run)
     enrolments = 0 if run is None else run["enrolments"]
-    metrics = await _metrics(connection, record, enrolments, reallocated=enrolled.reallocated)
+    metrics = await _metrics(
+        connection,
+        record,
+        enrolments,
+        reallocated=enrolled.reallocated,
+        broken_down=broken_down,
+    )
     return Facts(
         project=record.project,
         key=record.key,
@@ -80,25 +95,35 @@ async def read_facts(
         now=now,
         lateness=lateness,
         generation=(await alpha.generation_of(connection, record)).number,
-        withdrawn=await _withdrawn(connection, record),
+        withdrawn=withdrawn,
+        by_guard=by_guard,
     )
 
 
-async def _withdrawn(connection: Connection, record: ExperimentRecord) -> dict[str, str]:
-    """Why the variants were rolled back that are, in the order of the definition."""
+async def _withdrawn(
+    connection: Connection, record: ExperimentRecord
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Why the variants were rolled back that are, in the order of the definition; and which of them
+    the guard rolled back."""
     if not record.rolled_back:
-        return {}
+        return {}, frozenset()
     rows = await connection.fetch(_WITHDRAWN, record.id, record.run, record.rolled_back)
     reasons = {row["variant"]: row["reason"] for row in rows}
-    return {variant: reasons[variant] for variant in record.rolled_back}
+    by_guard = frozenset(row["variant"] for row in rows if row["by_guard"])
+    return {variant: reasons[variant] for variant in record.rolled_back}, by_guard
 
 
 async def _metrics(
-    connection: Connection, record: ExperimentRecord, enrolments: int, *, reallocated: bool
+    connection: Connection,
+    record: ExperimentRecord,
+    enrolments: int,
+    *,
+    reallocated: bool,
+    broken_down: bool,
 ) -> dict[str, MetricFacts]:
     caps = {m.key: m.cap if isinstance(m, MeanMetric) else None for m in record.definition.metrics}
     wanted = {(m.key, m.version) for m in map(run_metric, record.definition.metrics)}
-    segments = await read_segments(connection, record.id, record.run)
+    segments = await read_segments(connection, record.id, record.run) if broken_down else {}
     trails = await read_trails(connection, record.id, record.run)
     looks = await read_looks(connection, record.id, record.run)
     found: dict[str, MetricFacts] = {}

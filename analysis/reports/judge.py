@@ -19,6 +19,7 @@ from typing import Final, Literal
 from analysis.inference.estimate import Comparison, Note
 from analysis.inference.planned import Look, PlannedReading
 from analysis.inference.sequence import MIN_UNITS_PER_ARM
+from analysis.reports.harm import harm_words, way_words
 from analysis.reports.model import ComparisonVerdict, MetricComparison, MetricReport
 from analysis.reports.outlook import (
     NOTHING_SAID,
@@ -26,11 +27,20 @@ from analysis.reports.outlook import (
     power_left,
     until_careless,
     until_look,
-    until_pair,
+    until_readable,
     until_told,
 )
 from analysis.reports.setting import Setting, size_of
-from analysis.reports.words import BOUNDS, REASONS, chance, number, p_value, percent, signed
+from analysis.reports.words import (
+    BOUNDS,
+    REASONS,
+    chance,
+    change,
+    change_range,
+    percent,
+    rounded_p,
+    size,
+)
 
 LEAST_CONDITIONAL_POWER: Final = 0.1
 """Below this the rest of a plan of looks is not worth its time."""
@@ -65,13 +75,13 @@ def _continuous(
     )
     if difference is None or reading.ci_low is None or reading.ci_high is None:
         return _undefined(comparison, metric, comparison.fixed)
-    interval = (
-        f"{setting.level} any-time interval {number(reading.ci_low)} to {number(reading.ci_high)}"
-    )
+    ends = reading.ci_low, reading.ci_high
+    interval = f"{setting.level} any-time interval {change_range(metric.kind, *ends)}"
+    shown = change(metric.kind, difference, *ends)
     promise = f"by the any-time reading, which holds however often it is read{setting.corrected}"
     if p is not None and p <= setting.plan.alpha:
         return _significant(
-            comparison, metric, difference, p, interval, f"Sure at {setting.level} {promise}."
+            comparison, metric, difference, ends, p, interval, f"Sure at {setting.level} {promise}."
         )
     effect = size_of(setting.plan.effect, comparison.fixed.mean_control)
     most = reading.ci_high if metric.goal == "increase" else -reading.ci_low
@@ -79,15 +89,16 @@ def _continuous(
         return ComparisonVerdict(
             action="stop_for_futility",
             finding="futile",
-            known=f"{comparison.treatment} is not better on {metric.key} by {number(effect)}, the "
-            f"least that is worth having (difference {signed(difference)}, {interval}).",
+            known=f"{comparison.treatment} is not better on {metric.key} by "
+            f"{size(metric.kind, effect)}, the least that is worth having (difference {shown}, "
+            f"{interval}).",
             how_sure=f"Sure at {setting.level} for this comparison by the any-time reading, which "
             "holds however often it is read.",
             what_would_change_it=_AFTER_FUTILE,
             difference=difference,
         )
     return _open(
-        f"{_of(comparison, metric)} is at {signed(difference)} ({interval}).",
+        f"{_of(comparison, metric)} is at {shown} ({interval}).",
         f"Not significant {promise}.",
         until_told(comparison, metric, setting),
     )
@@ -107,20 +118,21 @@ def _by_looks(
             until_look(metric, setting),
         )
     last, p = planned.looks[-1], comparison.planned_p_adjusted
-    interval = "without an interval"
+    interval, ends = "without an interval", (planned.ci_low, planned.ci_high)
     if planned.ci_low is not None and planned.ci_high is not None:
-        interval = f"{setting.level} interval {number(planned.ci_low)} to {number(planned.ci_high)}"
+        interval = f"{setting.level} interval {change_range(metric.kind, *ends)}"
     where = f"look {last.number}, at {last.units:,} finished units"
     promise = f"by the {looking} reading at {where}{setting.corrected}"
     if p is not None and p <= setting.plan.alpha:
         difference = _deciding(planned).difference or 0.0
         return _significant(
-            comparison, metric, difference, p, interval, f"Sure at {setting.level} {promise}."
+            comparison, metric, difference, ends, p, interval, f"Sure at {setting.level} {promise}."
         )
     if last.difference is None or planned.ci_low is None or planned.ci_high is None:
         outlook = NOTHING_SAID if planned.final else until_look(metric, setting)
         return _undefined(comparison, metric, last.comparison or comparison.fixed, outlook)
-    stands = f"{_of(comparison, metric)} is at {signed(last.difference)} ({interval})"
+    shown = change(metric.kind, last.difference, *ends)
+    stands = f"{_of(comparison, metric)} is at {shown} ({interval})"
     if planned.final:
         return ComparisonVerdict(
             action="keep_control",
@@ -171,18 +183,19 @@ def _bayesian(
         return _undefined(comparison, metric, comparison.fixed)
     described = (
         f"chance to win {chance(read.chance_to_win)}, expected loss of shipping "
-        f"{number(read.expected_loss)}, of keeping the control {number(read.expected_loss_control)}"
+        f"{size(metric.kind, read.expected_loss)}, of keeping the control "
+        f"{size(metric.kind, read.expected_loss_control)}"
     )
+    shown = change(metric.kind, read.difference, read.ci_low, read.ci_high)
     how_sure = (
-        f"A posterior ({read.prior}), read with a loss of {number(caring)} as the least one cares "
-        "about. It bounds no error rate: read often, it errs more often."
+        f"A posterior ({read.prior}), read with a loss of {size(metric.kind, caring)} as the least "
+        "one cares about. It bounds no error rate: read often, it errs more often."
     )
     if read.chance_to_win >= 1.0 - setting.plan.alpha and read.expected_loss < caring:
         return ComparisonVerdict(
             "ship",
             "better",
-            f"{comparison.treatment} is better on {metric.key} (difference "
-            f"{signed(read.difference)}, {described}).",
+            f"{comparison.treatment} is better on {metric.key} (difference {shown}, {described}).",
             how_sure,
             _AFTER_BETTER,
             difference=read.difference,
@@ -192,13 +205,13 @@ def _bayesian(
             "keep_control",
             "worse" if read.chance_to_win <= setting.plan.alpha else "ended",
             f"{comparison.treatment} is not worth shipping for {metric.key} (difference "
-            f"{signed(read.difference)}, {described}).",
+            f"{shown}, {described}).",
             how_sure,
             _AFTER_WORSE,
             difference=read.difference,
         )
     return _open(
-        f"{_of(comparison, metric)} is at {signed(read.difference)} ({described}).",
+        f"{_of(comparison, metric)} is at {shown} ({described}).",
         how_sure,
         until_careless(comparison, metric, setting),
     )
@@ -220,10 +233,11 @@ def _exploratory(
         direction = "no difference that stands out"
         if p is not None and p <= setting.plan.alpha:
             direction = _direction(difference, metric)
-        interval = f"{number(reading.ci_low)} to {number(reading.ci_high)}"
+        ends = reading.ci_low, reading.ci_high
         known = (
-            f"{_of(comparison, metric)}: {direction} (difference {signed(difference)}, "
-            f"{setting.level} any-time interval {interval}, adjusted p {p_value(p)})."
+            f"{_of(comparison, metric)}: {direction} (difference "
+            f"{change(metric.kind, difference, *ends)}, {setting.level} any-time interval "
+            f"{change_range(metric.kind, *ends)}, adjusted p {rounded_p(p)})."
         )
     bound = (
         "nothing corrects for how many secondary metrics there are"
@@ -253,12 +267,13 @@ def _guardrail(
     )
     if row is None:
         return _unwatched(comparison, metric)
-    evidence = f"evidence of harm e^{row.log_peak:.2f}, alarm at e^{row.log_threshold:.2f}"
-    state = "ALARM" if row.alarm else "no alarm"
+    state = f"no alarm, {way_words(row)} of the way to one"
+    if row.alarm:
+        state = f"ALARM: {harm_words(row, metric)}"
     return ComparisonVerdict(
         action="keep_control" if row.alarm else None,
         finding=None,
-        known=f"{_of(comparison, metric)}: {state} ({evidence}).",
+        known=f"{_of(comparison, metric)}: {state}.",
         how_sure="The evidence may be read at any time; if the variant is within its margin, the "
         f"chance of an alarm is at most {percent(row.alpha_share)} ({BOUNDS[row.bound]}).",
         what_would_change_it="A new run." if row.alarm else "More evidence of harm.",
@@ -277,10 +292,12 @@ def _unwatched(comparison: MetricComparison, metric: MetricReport) -> Comparison
             f"from finished units, {MIN_UNITS_PER_ARM} of each arm at least.",
             what_would_change_it="A run with a guard, or more units.",
         )
-    at, margin = f"difference {signed(difference)}", number(harm.margin)
+    at = f"difference {change(metric.kind, difference)}"
+    margin = size(metric.kind, harm.margin)
     found = f"no harm beyond the tolerated {margin} is shown ({at})"
     if harm.shown:
-        found = f"HARM ({at}, at least {number(harm.least)} worse, where {margin} is tolerated)"
+        least = size(metric.kind, harm.least)
+        found = f"HARM ({at}, at least {least} worse, where {margin} is tolerated)"
     return ComparisonVerdict(
         action="keep_control" if harm.shown else None,
         finding=None,
@@ -316,6 +333,7 @@ def _significant(
     comparison: MetricComparison,
     metric: MetricReport,
     difference: float,
+    ends: tuple[float | None, float | None],
     p: float,
     interval: str,
     how_sure: str,
@@ -325,7 +343,7 @@ def _significant(
         action="ship" if found == "better" else "keep_control",
         finding=found,
         known=f"{comparison.treatment} is {found} on {metric.key} (difference "
-        f"{signed(difference)}, {interval}, adjusted p {p_value(p)}).",
+        f"{change(metric.kind, difference, *ends)}, {interval}, adjusted p {rounded_p(p)}).",
         how_sure=how_sure,
         what_would_change_it=_AFTER_BETTER if found == "better" else _AFTER_WORSE,
         difference=difference,
@@ -358,13 +376,7 @@ def _too_few(
         f"{_of(comparison, metric)} has too few finished units, {done} of the "
         f"{MIN_UNITS_PER_ARM} that each arm needs.",
         f"The {setting.plan.reading} reading supports no conclusion before they are there.",
-        until_pair(
-            comparison,
-            metric,
-            setting,
-            max(missing, MIN_UNITS_PER_ARM - done),
-            "the least it needs",
-        ),
+        until_readable(comparison, metric, setting, max(missing, MIN_UNITS_PER_ARM - done)),
     )
 
 

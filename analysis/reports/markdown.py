@@ -9,7 +9,7 @@ from analysis.inference.ratio_check import RatioCheck
 from analysis.inference.sequence import MIN_UNITS_PER_ARM
 from analysis.inference.tails import to_log10
 from analysis.reports.breakdowns import Breakdown, Interaction, SegmentComparison
-from analysis.reports.model import MetricComparison, MetricReport
+from analysis.reports.model import Continuous, MetricComparison, MetricReport
 from analysis.reports.report import Report
 from analysis.reports.words import REASONS, cell, chance, number, p_value, percent, signed
 from experiments.model import Action, QuantileCap, Reading
@@ -96,8 +96,9 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
         f"{metric.role}, {_kind(metric)}, goal {metric.goal}, window {metric.window}",
         "",
         f"| treatment | control mean | mean | difference [{level}] | lift [{level}] "
-        f"| p | adjusted p | any-time difference [{level}] | any-time p | any-time adjusted p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| p | adjusted p | any-time difference [{level}] | any-time lift | any-time p "
+        "| any-time adjusted p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for c in metric.comparisons:
         fixed, reading = c.fixed, c.continuous.reading
@@ -108,6 +109,7 @@ def _metric(metric: MetricReport, report: Report) -> list[str]:
             f"| {_interval(fixed.lift, fixed.lift_ci_low, fixed.lift_ci_high)} "
             f"| {p_value(fixed.p_value, fixed.log10_p_value)} | {p_value(c.fixed_p_adjusted)} "
             f"| {_interval(c.continuous.difference, reading.ci_low, reading.ci_high)} "
+            f"| {_lift(c.continuous)} "
             f"| {p_value(reading.p_value, log10)} | {p_value(c.continuous.p_adjusted)} |"
         )
     return [
@@ -320,6 +322,10 @@ def _ratio(ratio: RatioCheck) -> str:
     if ratio.p_value is None:
         return "too few units to check"
     return f"fits (p = {number(ratio.p_value)})"
+
+
+def _lift(continuous: Continuous) -> str:
+    return "not defined" if continuous.lift is None else signed(continuous.lift)
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:

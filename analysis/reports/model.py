@@ -206,10 +206,26 @@ class Facts(msgspec.Struct, frozen=True):
     """Of the guard."""
     withdrawn: Mapping[str, str] = {}
     """Why each variant was rolled back that is so now, while the run goes on."""
+    by_guard: frozenset[str] = frozenset()
+    """Which of these, or, where the run was, all its variants, the guard rolled back: its evidence
+    says why. Of others the reason is the word of who rolled them back."""
 
 
 class Continuous(msgspec.Struct, frozen=True):
-    """The reading that may be looked at, and acted on, at any time."""
+    """The reading that may be looked at, and acted on, at any time.
+
+    Arguments:
+        n_control, n_treatment: the units behind it, finished ones.
+        difference: in the metric's unit.
+        reading: the confidence sequence and its e-value.
+        p_adjusted: its p-value, corrected as `MetricComparison` says.
+        method: how it was estimated.
+        mean_control, mean_treatment: of the same units, so that one less the other is the
+            difference; those of `fixed` are of all units, the unfinished ones included.
+        lift: the difference over |mean_control|, as a fraction: so it has the sign of the
+            difference, as the lift of all units need not. A point estimate; no interval of it is
+            claimed.
+    """
 
     n_control: int
     n_treatment: int
@@ -217,6 +233,9 @@ class Continuous(msgspec.Struct, frozen=True):
     reading: AlwaysValid
     p_adjusted: float | None = None
     method: Method = "within_epochs"
+    mean_control: float | None = None
+    mean_treatment: float | None = None
+    lift: float | None = None
 
 
 class Harm(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from analysis.inference.sequence import DECISION_N
 from analysis.inference.tails import critical_value
 from analysis.reports.model import MetricComparison, MetricReport
 from analysis.reports.setting import Setting, size_of
-from analysis.reports.words import about, duration, number, signed
+from analysis.reports.words import about, change, size, wait
 from experiments.model import parse_duration
 
 TREND_FROM: Final = 0.5
@@ -44,9 +44,12 @@ def until_told(comparison: MetricComparison, metric: MetricReport, setting: Sett
     effect = size_of(setting.plan.effect, comparison.fixed.mean_control)
     assumptions = []
     if effect is not None:
-        assumptions.append((effect, f"to tell the plan's effect of {number(effect)} from none"))
+        shown = size(metric.kind, effect)
+        assumptions.append((effect, f"to tell the plan's effect of {shown} from none"))
     if abs(difference) >= std_error:
-        assumptions.append((difference, f"if it stays at {signed(difference)}"))
+        reading = comparison.continuous.reading
+        shown = change(metric.kind, difference, reading.ci_low, reading.ci_high)
+        assumptions.append((difference, f"if it stays at {shown}"))
     for assumed, words in assumptions:
         needed = units_for_sequence(
             assumed,
@@ -80,9 +83,8 @@ def until_careless(comparison: MetricComparison, metric: MetricReport, setting: 
     needed = units_for_loss(difference, std_error, pair, caring)
     if needed is None or needed <= done:
         return Outlook()
-    return until_pair(
-        comparison, metric, setting, needed - done, f"if it stays at {signed(difference)}"
-    )
+    shown = change(metric.kind, difference)
+    return until_pair(comparison, metric, setting, needed - done, f"if it stays at {shown}")
 
 
 def until_look(metric: MetricReport, setting: Setting) -> Outlook:
@@ -113,6 +115,16 @@ def until_pair(
     return _until(metric, setting, math.ceil(missing / share), words)
 
 
+def until_readable(
+    comparison: MetricComparison, metric: MetricReport, setting: Setting, missing: int
+) -> Outlook:
+    """By when a comparison has so many more units, which it needs to be read at all: in words only,
+    since that is no forecast of when the plan's reading supports a conclusion."""
+    return Outlook(
+        words=until_pair(comparison, metric, setting, missing, "the least it needs").words
+    )
+
+
 def power_left(
     comparison: MetricComparison, metric: MetricReport, setting: Setting, last: Look
 ) -> tuple[float, str] | None:
@@ -128,7 +140,10 @@ def power_left(
     effect = size_of(setting.plan.effect, comparison.fixed.mean_control)
     root = math.sqrt(last.information)
     if effect is not None:
-        drift, assumed = effect / (last.std_error * root), f"the plan's effect of {number(effect)}"
+        drift, assumed = (
+            effect / (last.std_error * root),
+            f"the plan's effect of {size(metric.kind, effect)}",
+        )
     elif last.information >= TREND_FROM:
         drift, assumed = statistic / root, "the trend so far"
     else:
@@ -147,5 +162,5 @@ def _until(metric: MetricReport, setting: Setting, missing: int, words: str) -> 
         )
         window = parse_duration(metric.window).total_seconds()
         seconds = max(0, finished + missing - enrolled) / setting.units_per_second + window
-        units += f", {duration(seconds)} at the rate so far"
+        units += f", {wait(seconds)} at the rate so far"
     return Outlook(missing, seconds, f"{units}, {words}.")

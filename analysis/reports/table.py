@@ -21,6 +21,8 @@ RowReading = Literal["fixed", "continuous", "planned", "bayesian", "batched_ols"
 
 _SAME: Final = 1e-6
 """Of the width of an interval: two whose ends are as close as this are one, but for rounding."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What a formula begins with, for one spreadsheet or another (OWASP, "CSV injection")."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -39,8 +41,8 @@ class Row(msgspec.Struct, frozen=True):
         n_control, n_treatment: the units behind it.
         mean_control, mean_treatment, difference, std_error, ci_low, ci_high: in the metric's unit.
         p_value, log10_p_value, p_adjusted: raw, its decimal logarithm, and adjusted.
-        lift, lift_ci_low, lift_ci_high: as fractions. A look has no interval of the lift where its
-            own is a wider one than a single look's.
+        lift, lift_ci_low, lift_ci_high: as fractions. The any-time reading has no interval of the
+            lift, and a look none where its own is a wider one than a single look's.
         chance_to_win, expected_loss, expected_loss_control: of the posterior.
         detectable_effect: as in `MetricComparison`.
         action: what the comparison advises.
@@ -98,11 +100,18 @@ def rows(report: Report) -> Iterator[Row]:
 
 
 def to_csv(report: Report) -> str:
-    """The table as CSV with a header. A cell is empty where its number is not defined."""
+    """The table as CSV with a header. A cell is empty where its number is not defined.
+
+    A spreadsheet takes text that begins like a formula for one, and may run it. The names of
+    attributes are the only text here in which that could do harm: keys hold no character that a
+    formula needs, and values of attributes are JSON. So those get an apostrophe in front.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(Row.__struct_fields__)
     for row in rows(report):
+        if row.attribute is not None and row.attribute.startswith(_FORMULA):
+            row = msgspec.structs.replace(row, attribute=f"'{row.attribute}")  # noqa: PLW2901
         writer.writerow("" if cell is None else cell for cell in msgspec.structs.astuple(row))
     return text.getvalue()
 
@@ -155,6 +164,7 @@ def _readings(blank: Row, c: MetricComparison, report: Report) -> Iterator[Row]:
             std_error=read.std_dev,
             ci_low=read.ci_low,
             ci_high=read.ci_high,
+            lift=read.lift,
             lift_ci_low=read.lift_ci_low,
             lift_ci_high=read.lift_ci_high,
             chance_to_win=read.chance_to_win,
@@ -229,6 +239,9 @@ def _of_sequence(blank: Row, continuous: Continuous) -> Row:
         ci_high=reading.ci_high,
         p_value=reading.p_value,
         log10_p_value=None if reading.log_e is None else -to_log10(max(reading.log_e, 0.0)),
+        mean_control=continuous.mean_control,
+        mean_treatment=continuous.mean_treatment,
+        lift=continuous.lift,
     )
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from analysis.inference.estimate import Note
-from analysis.inference.kinds import Bound
+from analysis.inference.kinds import Bound, Kind
 
 REASONS: Final[dict[Note, str]] = {
     "no_common_epoch": "no epoch has units of both variants",
@@ -52,6 +52,73 @@ def signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{number(value)}"
 
 
+def change(
+    kind: Kind, value: float | None, low: float | None = None, high: float | None = None
+) -> str:
+    """A difference with its sign: of rates in percentage points, of all else in the metric's unit.
+
+    Arguments:
+        low, high: its interval, by whose width the digits go that are worth reading: two of half
+            of it, as of a measurement and its error.
+    """
+    if value is None:
+        return number(None)
+    text = _rounded(kind, value, low, high)
+    sign = "" if text == "0" or text.startswith(_MINUS) else "+"
+    return f"{sign}{text}{_unit(kind)}"
+
+
+def size(kind: Kind, value: float | None) -> str:
+    """How large a difference is, without its sign; negative ones keep it."""
+    return change(kind, value).removeprefix("+")
+
+
+def change_range(kind: Kind, low: float | None, high: float | None) -> str:
+    """The interval of a difference, as `change` has the difference itself."""
+    ends = (number(None) if end is None else _rounded(kind, end, low, high) for end in (low, high))
+    return f"{' to '.join(ends)}{_unit(kind)}"
+
+
+def level(kind: Kind, value: float | None) -> str:
+    """A mean, a quantile, or a rate, which is in per cent; in three digits."""
+    if value is None:
+        return number(None)
+    text = _plain(100.0 * value if kind == "proportion" else value, None)
+    return f"{text} %" if kind == "proportion" else text
+
+
+def _rounded(kind: Kind, value: float, low: float | None, high: float | None) -> str:
+    scale = 100.0 if kind == "proportion" else 1.0
+    spread = None if low is None or high is None else scale * (high - low) / 2.0
+    return _plain(scale * value, spread)
+
+
+def _plain(value: float, spread: float | None) -> str:
+    """A number in three digits, or in as many as two digits of its spread ask for."""
+    if not value or not math.isfinite(value):
+        return "0" if value == 0.0 else str(value)
+    shown = math.floor(math.log10(abs(value))) - 2
+    if spread and math.isfinite(spread):
+        shown = math.floor(math.log10(spread)) - 1
+    shown = min(shown, 0)
+    if shown < -_MOST_DECIMALS or abs(value) >= _LARGEST:
+        return number(value).replace("-", _MINUS, value < 0.0)
+    text = f"{abs(value):,.{-shown}f}"
+    if spread is None and "." in text:  # what is exact: a margin, an effect
+        text = text.rstrip("0").removesuffix(".")
+    is_none = not text.strip("0.,")
+    return "0" if is_none else f"{_MINUS if value < 0.0 else ''}{text}"
+
+
+def _unit(kind: Kind) -> str:
+    return " pp" if kind == "proportion" else ""
+
+
+_MINUS: Final = "−"
+_MOST_DECIMALS: Final = 6
+_LARGEST: Final = 1e12
+
+
 def p_value(p: float | None, log10: float | None = None) -> str:
     """A p-value; one that a float cannot hold by its decimal exponent, where that is known."""
     if p is None or p > LEAST_SHOWN:
@@ -59,9 +126,20 @@ def p_value(p: float | None, log10: float | None = None) -> str:
     return f"below {LEAST_SHOWN:g}" if log10 is None else f"10^{log10:.1f}"
 
 
-def percent(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.4g} %"
+def rounded_p(p: float | None) -> str:
+    """A p-value within a sentence: in three digits, and none of one that is small anyway."""
+    if p is None:
+        return number(None)
+    return f"below {LEAST_P:.4f}" if p < LEAST_P else f"{p:.3g}"
+
+
+LEAST_P: Final = 1e-4
+"""A p-value below this is said to be so in a sentence: its digits tell nobody more."""
+
+
+def percent(share: float, digits: int = 4) -> str:
+    """A share in per cent, in so many digits."""
+    return f"{100 * share:.{digits}g} %"
 
 
 def chance(share: float | None) -> str:
@@ -92,6 +170,15 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {name}"
     return "2 seconds"
+
+
+YEAR: Final = 365 * 86_400.0
+"""In seconds. What takes longer is no forecast any more."""
+
+
+def wait(seconds: float) -> str:
+    """A time that is still to go, roughly."""
+    return "more than a year" if seconds > YEAR else duration(seconds)
 
 
 def cell(text: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.inference.bins import bucket
 from analysis.inference.moments import Moments, of_rows
@@ -71,7 +71,7 @@ def _ratio(units: int, ratio: float, per_unit: float, random: Generator) -> Mome
 
 
 def _quantile(units: int, value: float, spread: float, level: float, random: Generator) -> Drawn:
-    centre = math.log(value) - spread * float(stats.norm.ppf(level))
+    centre = math.log(value) - spread * float(special.ndtri(level))
     values = random.lognormal(centre, spread, units)
     numbers, counts = np.unique(bucket(values), return_counts=True)
     pairs = tuple(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -13,7 +13,6 @@ from typing import Final
 import msgspec
 import numpy as np
 from numpy.random import SeedSequence
-from scipy import stats
 
 from analysis.simulation.course import Course, Ending, play
 from analysis.simulation.verdicts import Floats, Known, Shortfall, known
@@ -45,6 +44,8 @@ class Share(msgspec.Struct, frozen=True):
         From 0 to 1 of no runs. Source: Wilson (1927), "Probable inference"."""
         if self.runs == 0:
             return 0.0, 1.0
+        from scipy import stats  # noqa: PLC0415 - slow to load, and only simulations need it
+
         found = stats.binomtest(self.count, self.runs).proportion_ci(method="wilson")
         return float(found.low), float(found.high)
 

@@ -44,8 +44,10 @@ _ALARMING: Final = frozenset({"rollback", "rollback_variant", "pause", "alert"})
 
 
 class Paths(msgspec.Struct, frozen=True):
-    """Where to read on; whole addresses where the installation knows its own."""
+    """Where to read on; whole addresses where the installation knows its own. `page` is for people,
+    the others answer programs that send a key."""
 
+    page: str
     experiment: str
     report: str
     decisions: str
@@ -100,15 +102,17 @@ def test_body(project: str, form: Format, at: datetime) -> bytes:
 
 
 def _links(story: Story, public_url: str) -> Paths:
-    experiment = f"{public_url.rstrip('/')}/v1/experiments/{story.experiment}"
-    return Paths(experiment, f"{experiment}/report", f"{experiment}/decisions")
+    base = public_url.rstrip("/")
+    experiment = f"{base}/v1/experiments/{story.experiment}"
+    page = f"{base}/experiments/{story.experiment}#decision-{story.decision}"
+    return Paths(page, experiment, f"{experiment}/report", f"{experiment}/decisions")
 
 
 def _slack(sentence: str, context: str, story: Story, public_url: str) -> dict[str, Any]:
     """A text for notifications, and the same as blocks."""
     line, context = _shortened(sentence), _shortened(context)
     if public_url:
-        context += f" · <{_links(story, public_url).report}|report>"
+        context += f" · <{_links(story, public_url).page}|open>"
     return {
         "text": line,
         "blocks": [

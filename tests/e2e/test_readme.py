@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOUR = README.split("\n## A tour in five minutes\n")[1].split("\n## How it works\n")[0]
-CONTROLLER = README.split("\n## The controller\n")[1].split("\n## Plan before you start\n")[0]
+CONTROLLER = README.split("\n## The controller\n")[1].split("\n## The pages\n")[0]
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", TOUR + CONTROLLER, re.MULTILINE | re.DOTALL)
 
 
@@ -65,6 +65,7 @@ def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (
+        key,
         define,
         wrong,
         change,
@@ -75,12 +76,15 @@ def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path,
         provider,
         local,
         report,
+        kept,
         replay,
         again,
         doors,
+        on_call,
         by_hand,
         ramp,
-    ) = done.stdout.split("=== next")[:15]
+    ) = done.stdout.split("=== next")[:18]
+    assert key.startswith("to_")
     assert "ranker-v7: created, revision 1" in define
     assert '"state":"running"' in define
     for path in ("key", "variants", "variants[1].key", "trafic"):
@@ -96,11 +100,16 @@ def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path,
     assert evaluated[1] == evaluated[2]
     assert '"accepted":1,"duplicates":0,"not_enrolled":0,"mismatched":0' in local
     assert "# ranker-v7, run 1" in report
+    assert '"note":"for the review on Tuesday","files":{"json":{"sha256":' in kept
+    assert (folder / "ranker-v7.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "user-42 in ranker-v7: v6 (split)" in replay
     assert "start of ranker-v7, run 1, by manual (start)" in again
     assert "The same again, bit by bit." in again
     assert '"conclusion":' in doors
     assert '"next_cursor":null' in doors
+    assert '"run":1,"lines":[' in doors
+    assert '"metric":"click","goal":"increase","arms":[' in doors
+    assert on_call.strip().startswith("to_")
     assert re.search(r'"weights":\{"v6":1.0\}.*"rolled_back":\["v7"\]', by_hand)
     assert re.search(r'"weights":\{"v6":[^}]*"v7":.*"rolled_back":\[\]', by_hand)
     assert '"status":"holding","code":"waiting_time"' in ramp

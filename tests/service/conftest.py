@@ -43,7 +43,7 @@ async def copy_of(template: str, servers: LiveServers) -> AsyncIterator[str]:
     name = f"migrated_{os.getpid()}_{uuid4().hex[:12]}"
     admin = await asyncpg.connect(servers.database_url)
     try:
-        await admin.execute(f'create database "{name}" template "{template}"')
+        await admin.execute(f'create database "{name}" template "{template}" strategy file_copy')
         yield database_named(servers, name)
         await admin.execute(f'drop database "{name}" with (force)')
     finally:

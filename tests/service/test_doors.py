@@ -46,6 +46,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "holdout": {"reason": "a test", "share": 0},
     "approve": {"reason": "a test", "step": 1},
     "jump": {"reason": "a test", "step": 1},
+    "snapshots": {"note": "a test"},
 }
 
 
@@ -64,6 +65,7 @@ def fitting(door: Door) -> str:
     if door.path.startswith(("/v1/outcomes", "/v1/exposures")):
         return "record"
     asks = door.method == "GET" or door.path.startswith(("/v1/plan", "/v1/gates"))
+    asks |= door.path.endswith("/snapshots")  # who may read may keep what they read
     return "read" if asks else "write"
 
 

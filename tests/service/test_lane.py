@@ -19,7 +19,12 @@ import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
+from analysis.planning.api import PlanningPlane
 from analysis.reports.api import AnalysisPlane
+from dashboard.assets import Assets
+from dashboard.plane import PagesPlane
+from dashboard.rendering import Renderer
+from dashboard.streams import Live as LivePages
 from experiments.definition import parse_definition
 from experiments.doors import Gate
 from experiments.keys import ApiKey, Role, new_key
@@ -214,15 +219,27 @@ async def both(
             gate = Gate(refresher, clock, limiter)
             requests = RequestLog(registry, request_ids("test"))
             health = WorkerHealth(pool)
+            control = ControlPlane(pool, redis, clock, rng.randbytes)
+            analysis = AnalysisPlane(pool, clock, timedelta(seconds=5))
+            planning = PlanningPlane(pool, clock)
             app = create_app(
                 Planes(
-                    ControlPlane(pool, redis, clock, rng.randbytes),
-                    WebhookPlane(None, Courier()),
-                    plane,
-                    LocalPlane(plane, FlagSets(), Epochs(pool), pool),
-                    AnalysisPlane(pool, clock, timedelta(seconds=5)),
-                    Operation(health, metrics_of(registry), requests),
-                    gate,
+                    control=control,
+                    webhooks=WebhookPlane(None, Courier()),
+                    data=plane,
+                    local=LocalPlane(plane, FlagSets(), Epochs(pool), pool),
+                    analysis=analysis,
+                    planning=planning,
+                    pages=PagesPlane(
+                        control=control,
+                        analysis=analysis,
+                        planning=planning,
+                        gate=gate,
+                        renderer=Renderer(Assets()),
+                        live=LivePages(pool, clock),
+                    ),
+                    operation=Operation(health, metrics_of(registry), requests),
+                    gate=gate,
                 )
             )
             protocol: Callable[..., asyncio.Protocol] = BoundedProtocol

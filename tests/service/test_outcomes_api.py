@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from analysis.reports import api as reports_api
+from analysis.reports import sheet
 from analysis.reports.model import Facts
 from analysis.reports.report import Report, make_report
 from tests.running import Turnout, eventually, problem
@@ -378,7 +378,7 @@ async def test_while_a_report_is_made_others_are_answered(
         assert answered.wait(5), "nobody is answered meanwhile"
         return make_report(facts)
 
-    monkeypatch.setattr(reports_api, "make_report", slow)
+    monkeypatch.setattr(sheet, "make_report", slow)
     client = turnout.client("analyst")
     report = asyncio.create_task(client.get(f"/v1/experiments/{key}/report"))
     assert await asyncio.to_thread(begun.wait, 5)
@@ -387,7 +387,7 @@ async def test_while_a_report_is_made_others_are_answered(
     assert (await report).status_code == 200
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html, */*;q=0.5", ""])
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/plain, */*;q=0.5", ""])
 async def test_a_report_is_json_otherwise(turnout: Turnout, accept: str) -> None:
     key = await turnout.start()
     answer = await turnout.client("analyst").get(

@@ -310,7 +310,7 @@ def test_a_few_heavy_units_among_many_light_ones_make_an_estimate_fragile() -> N
 def test_the_sequence_of_one_constant_allocation_is_the_ordinary_one() -> None:
     """Its time is the number of its units, and its variance that of the scores."""
     trail = constant(0.5, blocks=101)
-    difference, reading = aipw_sequence(trail, "proportion")
+    difference, reading, _ = aipw_sequence(trail, "proportion")
     scored = trail.sequence
     assert scored.units == 100_000
     ordinary = always_valid(
@@ -327,7 +327,7 @@ def test_the_sequence_is_cautious_where_an_arm_has_seen_nothing_rare() -> None:
     for number in range(12):
         moments = proportion(950, 4), proportion(50, 0)
         trail = follow(trail, [TrailCell(number, number, 0.95, 0.05, 1_000, *moments)])
-    _, reading = aipw_sequence(trail, "proportion")
+    _, reading, _ = aipw_sequence(trail, "proportion")
     scored = trail.sequence
     n, rate = scored.treatment.units, 4 / 950
     cautious = rate * (1 - rate) * CAUTIOUS_UNITS / (n + CAUTIOUS_UNITS)
@@ -345,7 +345,7 @@ def test_the_time_of_the_sequence_is_its_variance() -> None:
     for number in range(100, 120):
         moments = proportion(950, 190), proportion(50, 10)
         trail = follow(trail, [TrailCell(number, number, 0.95, 0.05, 1_000, *moments)])
-    difference, reading = aipw_sequence(trail, "proportion")
+    difference, reading, _ = aipw_sequence(trail, "proportion")
     scored = trail.sequence
     variance = 0.16 * (scored.control.scale + scored.treatment.scale)
     expected = always_valid(
@@ -373,7 +373,7 @@ def test_rare_conversions_of_a_small_arm_raise_no_false_alarms() -> None:
                 proportion(int(n), int(rng.binomial(n, 0.004))),
             ]
             trail = follow(trail, [TrailCell(number, number, 0.95, 0.05, m, *cells)])
-            difference, reading = aipw_sequence(trail, "proportion")
+            difference, reading, _ = aipw_sequence(trail, "proportion")
             if reading.ci_low is not None and reading.ci_high is not None:
                 ever |= not reading.ci_low <= 0.0 <= reading.ci_high
             scored = trail.sequence

@@ -269,7 +269,7 @@ def test_every_number_of_any_prior_is_finite_and_in_its_place(
     r = bayesian_reading(NOTHING, "increase", "proportion", Prior(a=a, b=b), counts, alpha)
     numbers = [getattr(r, name) for name in r.__struct_fields__[2:]]
     assert all(number is not None and math.isfinite(number) for number in numbers)
-    low, high, lift_low, lift_high = numbers[-4:]
+    low, high, lift_low, lift_high, _ = numbers[-5:]
     assert -1 <= low <= high <= 1
     assert -1 <= lift_low <= lift_high
     assert 0 <= numbers[1] <= 1 + 1e-9

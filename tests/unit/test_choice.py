@@ -80,11 +80,16 @@ def test_small_epochs_after_a_reallocation_are_read_by_their_scores() -> None:
         reallocated=True,
         decision_n=2_000,
     )
-    difference, reading = aipw_sequence(trail, "proportion", decision_n=2_000)
+    difference, reading, mean = aipw_sequence(trail, "proportion", decision_n=2_000)
     assert reading.valid
     assert (continuous.difference, continuous.reading) == (difference, reading)
     assert continuous.method == "aipw"
     assert continuous.n_control == trail.sequence.control.units
+    assert mean is not None
+    assert difference is not None
+    assert continuous.mean_control == mean
+    assert continuous.mean_treatment == pytest.approx(mean + difference)
+    assert continuous.lift == pytest.approx(difference / abs(mean))
 
 
 @pytest.mark.parametrize(

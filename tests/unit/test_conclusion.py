@@ -17,6 +17,7 @@ from analysis.reports.markdown import render
 from analysis.reports.model import GuardView, QualityCheck
 from analysis.reports.report import Report
 from analysis.reports.table import to_csv
+from analysis.reports.words import change, change_range, size
 from tests.unit.samples import proportion
 from tests.unit.test_report import BETTER, CONTROL, SAME, SLIGHTLY_BETTER, WORSE, report
 
@@ -65,7 +66,7 @@ def test_an_alarm_of_a_guardrail_keeps_a_winner_from_being_shipped() -> None:
     found = report(clicks, guard=[alarm("b")])
     assert advice(found) == ("keep_control", None)
     assert "b is better on click" in found.conclusion
-    assert "Guardrail g alarms for b" in found.conclusion
+    assert "An alarm for b: guardrail g of b: " in found.conclusion
 
 
 @pytest.mark.parametrize("reading", ["continuous", "fixed", "planned", "bayesian"])
@@ -166,7 +167,7 @@ def test_it_says_about_how_long_it_still_takes() -> None:
     assert verdict.more_units is not None
     assert verdict.more_seconds == pytest.approx(verdict.more_units / 10_000 * 48 * 3_600 + 86_400)
     assert found.conclusion.startswith("Keep running, about 5 days more.")
-    assert "if it stays at +0.014" in verdict.what_would_change_it
+    assert "if it stays at +1.4 pp" in verdict.what_would_change_it
 
 
 def test_units_that_have_yet_to_finish_need_no_new_enrolments() -> None:
@@ -185,7 +186,7 @@ def test_nothing_is_forecast_from_noise() -> None:
 def test_the_effect_of_the_plan_says_how_long_it_takes_to_tell_it_from_none() -> None:
     plan = {"effect": {"relative": 0.1}}
     found = report({"click": {"a": CONTROL, "b": SAME}}, plan=plan)
-    assert "to tell the plan's effect of 0.01 from none" in found.verdict.what_would_change_it
+    assert "to tell the plan's effect of 1 pp from none" in found.verdict.what_would_change_it
 
 
 @pytest.mark.parametrize("goal", ["increase", "decrease"])
@@ -193,7 +194,7 @@ def test_an_improvement_that_is_ruled_out_is_a_stop_for_futility(goal: str) -> N
     plan = {"effect": {"relative": 0.1}}
     found = report({"click": MANY}, plan=plan, goal=goal)
     assert advice(found) == ("stop_for_futility", None)
-    assert "b is not better on click by 0.01" in found.conclusion
+    assert "b is not better on click by 1 pp," in found.conclusion
     assert advice(report({"click": MANY}, goal=goal)) == ("keep_running", None)
 
 
@@ -290,7 +291,7 @@ def test_a_secondary_metric_tells_and_decides_nothing() -> None:
     found = report({"click": arms, "buy": arms}, roles={"buy": "secondary"})
     verdict = found.metrics[1].comparisons[0].verdict
     assert (verdict.action, verdict.finding) == (None, None)
-    assert verdict.known.startswith("b on buy: better (difference +0.04")
+    assert verdict.known.startswith("b on buy: better (difference +4.0 pp")
     assert verdict.how_sure.startswith("Exploratory: of those that stand out, at most 5 %")
 
 
@@ -398,3 +399,66 @@ def is_an_answer(found: Report) -> None:
         assert word not in text
     for shown in (render(found), to_csv(found)):
         assert re.search(r"\b(nan|inf|None)\b(?! of)", shown) is None
+
+
+def test_a_rollback_by_the_guard_says_what_was_measured_and_how_rare_that_is() -> None:
+    """Rates first, and no e-value: who is woken by it may never have heard of one."""
+    errors = {"a": proportion(5_000, 40), "b": proportion(5_000, 1_000)}
+    found = report(
+        {"click": {"a": CONTROL, "b": SAME}, "g": errors},
+        roles={"g": "guardrail"},
+        goal="decrease",
+        guard=[alarm("b")],
+        state="rolled_back",
+        rolled_back="guardrail g of b: evidence of harm e^6.00 reached its threshold e^5.30",
+        by_guard={"a", "b"},
+    )
+    assert found.conclusion == (
+        "Rolled back to a: guardrail g of b: 20 % against 0.8 % of the control, where 1 pp is "
+        "tolerated; the evidence of harm reached what at most 1 in 200 harmless variants would "
+        "ever show."
+    )
+    assert "e^" not in found.metrics[1].comparisons[0].verdict.known
+
+
+def test_a_rollback_by_hand_keeps_the_word_of_the_hand() -> None:
+    found = report(
+        {"click": {"a": CONTROL, "b": SAME}},
+        guard=[alarm("b")],
+        state="rolled_back",
+        rolled_back="users complain",
+    )
+    assert found.conclusion == "Rolled back to a: users complain."
+
+
+def test_a_report_in_words_gives_differences_of_rates_in_points() -> None:
+    assert change("proportion", 0.11789, 0.03448, 0.2013) == "+11.8 pp"
+    assert change_range("proportion", 0.03448, 0.2013) == "3.4 to 20.1 pp"
+    assert change("mean", -0.020473, -0.1, 0.06) == "−0.020"
+    assert (size("mean", 1_234.5), size("proportion", 0.01)) == ("1,234", "1 pp")
+    assert (change("mean", 0.0), change("mean", None)) == ("0", "–")
+
+
+def test_the_time_to_go_is_that_of_the_leading_arm() -> None:
+    """b leads; c has too few units for an interval, and needs few to get one."""
+    arms = {"a": CONTROL, "b": SLIGHTLY_BETTER, "c": proportion(90, 20)}
+    found = report({"click": arms}, hours=48, weights={"a": 0.4955, "b": 0.4955, "c": 0.009})
+    of = {c.treatment: c.verdict for c in found.metrics[0].comparisons}
+    assert "the least it needs" in of["c"].what_would_change_it
+    assert of["c"].more_units is None
+    assert of["c"].more_seconds is None
+    assert found.verdict.more_units == of["b"].more_units is not None
+
+
+def test_what_takes_beyond_a_year_is_no_forecast() -> None:
+    clicks = {"click": {"a": CONTROL, "b": SLIGHTLY_BETTER}}
+    found = report(clicks, hours=48 * 365)
+    assert found.conclusion.startswith("Keep running, more than a year.")
+    assert ", more than a year at the rate so far" in found.verdict.what_would_change_it
+
+
+def test_a_plan_of_looks_does_not_tempt_with_a_look_that_is_none_of_it() -> None:
+    clicks = {"click": {"a": CONTROL, "b": SLIGHTLY_BETTER}}
+    assert "single uncorrected look" in report(clicks).conclusion
+    plan = {"reading": "fixed", "units": 50_000}
+    assert "single uncorrected look" not in report(clicks, plan=plan).conclusion

@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import (
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from analysis.inference.epoch_sums import PRIOR_UNITS
-from analysis.inference.estimate import Comparison, fieller
+from analysis.inference.estimate import Comparison, fieller, possible_lift
 from analysis.inference.moments import EMPTY, Moments
 from analysis.inference.variance import ArmVariance, weighted_mean_variance
 from tests.unit.samples import compared, contrast, proportion
@@ -272,3 +272,11 @@ def test_the_variance_of_an_epoch_borrows_from_the_others() -> None:
     flat = arm_variance(small, Moments.of([2.0, 2.0]))
     assert flat is not None
     assert flat.variance == 0.0
+
+
+def test_no_rate_is_believed_to_fall_by_more_than_all_of_it() -> None:
+    assert possible_lift(-1.158, -0.31, "proportion") == -1.0
+    assert possible_lift(-0.5, -0.31, "proportion") == -0.5
+    assert possible_lift(-1.158, -1.05, "proportion") == -1.05
+    assert possible_lift(-1.158, -0.31, "mean") == -1.158
+    assert possible_lift(None, -0.31, "proportion") is None

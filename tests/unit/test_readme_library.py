@@ -38,7 +38,7 @@ def test_the_command_prints_what_an_honest_analysis_says(blocks: dict[str, list[
         timeout=60,
         check=True,
     )
-    assert "Keep the control. 1 is worse on responded (difference -0.2661" in done.stdout
+    assert "Keep the control. 1 is worse on responded (difference −26.6 pp" in done.stdout
     assert "fits (p = 0.6398)" in done.stdout
 
 

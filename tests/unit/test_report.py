@@ -1,6 +1,6 @@
 """The report: which numbers stand in it, and what its one line says of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,6 +46,7 @@ def report(
     plan: Mapping[str, Any] | None = None,
     state: State = "running",
     rolled_back: str | None = None,
+    by_guard: Collection[str] = (),
     ship: str | None = None,
     units: Mapping[str, int] | None = None,
     goal: str = "increase",
@@ -119,6 +120,7 @@ def report(
                 for key, cells in metrics.items()
             },
             guard=tuple(guard),
+            by_guard=frozenset(by_guard),
         )
     )
 
@@ -152,12 +154,14 @@ def names_a_winner(found: Report) -> bool:
 
 def test_a_difference_that_holds_at_any_look_is_a_winner() -> None:
     found = report({"click": {"a": CONTROL, "b": BETTER}})
-    assert found.conclusion.startswith("Ship b. b is better on click (difference +0.04, 95 % any-")
+    assert found.conclusion.startswith(
+        "Ship b. b is better on click (difference +4.0 pp, 95 % any-"
+    )
 
 
 def test_what_is_worse_keeps_the_control() -> None:
     found = report({"click": {"a": CONTROL, "b": WORSE}})
-    assert found.conclusion.startswith("Keep the control. b is worse on click (difference -0.03")
+    assert found.conclusion.startswith("Keep the control. b is worse on click (difference −3.0 pp")
 
 
 def test_less_is_better_where_the_goal_is_to_decrease() -> None:
@@ -168,7 +172,7 @@ def test_less_is_better_where_the_goal_is_to_decrease() -> None:
 
 def test_no_difference_yet_is_a_reason_to_keep_running() -> None:
     found = report({"click": {"a": CONTROL, "b": SAME}})
-    assert found.conclusion.startswith("Keep running. b on click is at +0.0006 (95 % any-time ")
+    assert found.conclusion.startswith("Keep running. b on click is at +0.1 pp (95 % any-time ")
     assert "single uncorrected look" not in found.conclusion
 
 

@@ -11,7 +11,8 @@ MAY_IMPORT = {
     "experiments": {"experiments"},
     "router": {"router", "experiments"},
     "analysis": {"analysis", "experiments"},
-    "turnout": {"turnout", "analysis", "router", "experiments", "migrations"},
+    "dashboard": {"dashboard", "analysis", "experiments"},
+    "turnout": {"turnout", "dashboard", "analysis", "router", "experiments", "migrations"},
     "migrations": {"migrations"},
     "bench": {"bench", "turnout", "analysis", "router", "experiments", "migrations"},
 }
@@ -22,6 +23,7 @@ ROOMS_OF_ANALYSIS = {
     "control": {"control", "upkeep", "folding", "inference"},
     "planning": {"planning", "folding", "inference"},
     "reports": {"reports", "control", "folding", "inference"},
+    "chronicle": {"chronicle", "reports", "control", "folding", "inference"},
     "simulation": {"simulation", "control", "folding", "inference"},
     "library": {"library", "reports", "control", "folding", "inference"},
 }

@@ -190,6 +190,9 @@ def test_a_message_says_who_did_what_when_and_why() -> None:
     assert data["links"]["report"] == (
         "https://turnout.example.com/v1/experiments/ranker-v7/report"
     )
+    assert data["links"]["page"] == (
+        "https://turnout.example.com/experiments/ranker-v7#decision-812"
+    )
 
 
 def test_every_kind_of_decision_has_a_type_that_can_be_asked_for() -> None:
@@ -212,7 +215,7 @@ def test_slack_is_told_in_one_line_with_what_moved_below_it() -> None:
     [line] = context["elements"]
     assert line["text"] == (
         "project shop · run 2 · decision 812 · v6 50.0% → 100.0%, v7 50.0% → 0.0%"
-        " · <https://turnout.example.com/v1/experiments/ranker-v7/report|report>"
+        " · <https://turnout.example.com/experiments/ranker-v7#decision-812|open>"
     )
 
 
@@ -237,4 +240,4 @@ def test_slack_is_told_no_more_than_it_takes() -> None:
     section, context = body["blocks"]
     assert len(section["text"]["text"]) <= 3_000
     assert len(context["elements"][0]["text"]) <= 3_000
-    assert context["elements"][0]["text"].endswith("|report>")
+    assert context["elements"][0]["text"].endswith("|open>")

@@ -425,7 +425,7 @@ def expressions(draw: st.DrawFn) -> Expression:
     return an_operator(draw, draw(st.integers(1, 4)), "top")
 
 
-thorough = settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
 @thorough

@@ -112,7 +112,7 @@ async def _demo(folder: Path, say: Say) -> int:
         f"Done in {time.monotonic() - began:.0f} s. Everything is kept in {folder}; look around:\n"
         f"  TURNOUT_API_KEY={admin_key}\n"
         f"  {Path(sys.executable).parent / 'turnout'} up --data-dir {folder}\n"
-        "  then GET http://127.0.0.1:8080/v1/experiments, .../open-bandit-men/report, /schema"
+        "  then open http://127.0.0.1:8080/ in a browser, or GET .../v1/experiments, /schema"
     )
     return 0 if good else 1
 

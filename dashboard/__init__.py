@@ -1,0 +1,1 @@
+"""The pages: see an experiment, understand it, act on it. A view on experiments and analysis."""

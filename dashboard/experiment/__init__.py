@@ -1,0 +1,1 @@
+"""One experiment: its results, its history, and what can be done to it."""
