@@ -5,12 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
 
-.PHONY: demo test chromium lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot bench-reaction bench-pages screenshots calibrate
+.PHONY: demo test chromium tools lint check-types lock clean bench-ingest bench-router bench-assign bench-snapshot bench-reaction bench-pages screenshots calibrate
 
 demo: $(VENV)/.installed
 	$(BIN)/turnout demo
 
-test: $(VENV)/.installed-dev chromium
+test: $(VENV)/.installed-dev chromium tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,6 +24,11 @@ chromium:
 		&& export DEBIAN_FRONTEND=noninteractive && timeout 100 $(APT_GET) update \
 		&& $(APT_GET) install -y --no-install-recommends chromium fonts-noto-core > /dev/null; } \
 		|| echo "No $(CHROMIUM), and none could be installed: tests in a browser will be skipped"
+
+# nginx, HAProxy and Prometheus, for tests: fetched into $(VENV)/tools where the machine lacks them.
+# Nothing is installed, so no daemon starts.
+tools: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.tools
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,8 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import PathParameter
 
+import dashboard.admin.audit
+import dashboard.admin.keys
 import dashboard.editor.page
 import dashboard.experiment.acts
 import dashboard.experiment.page
@@ -14,6 +16,7 @@ import dashboard.experiment.past
 import dashboard.exports
 import dashboard.listing.page
 import dashboard.live
+import dashboard.proposals.page
 import dashboard.sign_in
 import dashboard.snapshots
 from dashboard.assets import PREFIX
@@ -41,6 +44,9 @@ GUARDED: Final[list[HTTPRouteHandler]] = [
     *dashboard.experiment.acts.ROUTES,
     *dashboard.experiment.past.ROUTES,
     *dashboard.editor.page.ROUTES,
+    *dashboard.proposals.page.ROUTES,
+    *dashboard.admin.keys.ROUTES,
+    *dashboard.admin.audit.ROUTES,
 ]
 """Every page that takes a session; each names the permission that it takes."""
 

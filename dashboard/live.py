@@ -9,15 +9,18 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from dashboard import sessions
 from dashboard.plane import Pages
+from dashboard.rendering import VISITOR
 from dashboard.security import token_of
+from dashboard.sessions import Visitor
 from dashboard.streams import Topic
 from experiments import lifecycle, store
 from experiments.doors import principal_of
 
+PATH: Final = "/live"
 _LONGEST_SEEN: Final = 64
 
 
-@get("/live", include_in_schema=False, opt={"permission": "read"})
+@get(PATH, include_in_schema=False, opt={"permission": "read"})
 async def follow(
     request: Request[Any, Any, Any],
     pages: Pages,
@@ -31,11 +34,13 @@ async def follow(
             known = (await lifecycle.find(connection, project, experiment)).id
     topic = Topic(project, known)
     session = sessions.digest_of(token_of(request) or "")
+    visitor: Visitor = request.scope["state"][VISITOR]
+    ends_at = visitor.ends_at
     last = request.headers.get("last-event-id") or seen
     told = last if last is not None and 0 < len(last) <= _LONGEST_SEEN else None
 
     async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-        await pages.live.serve(topic, session, told, receive, send)
+        await pages.live.serve(topic, session, told, receive, send, ends_at)
 
     return stream
 

@@ -1,7 +1,7 @@
 """Who may see a page, and what a page may do in a browser."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
@@ -17,7 +17,8 @@ from dashboard.plane import PagesPlane
 from dashboard.rendering import VISITOR
 from dashboard.sessions import Visitor
 from experiments import store
-from experiments.doors import parse_json, read_body, require
+from experiments.doors import parse_json, read_body
+from experiments.once import HEADER, MAX_KEY
 from experiments.problems import ProblemError
 
 Connection: TypeAlias = ASGIConnection[Any, Any, Any, Any]
@@ -83,7 +84,7 @@ def page_guard(pages: PagesPlane) -> Callable[..., Awaitable[None]]:
         # Before what the role may do is looked at: the page that refuses says who is signed in.
         connection.scope["state"][VISITOR] = visitor
         connection.scope["user"] = visitor.principal
-        require(visitor.principal, handler.opt["permission"])
+        pages.gate.visit(visitor.principal, handler.opt["permission"])
 
     return guard
 
@@ -158,6 +159,21 @@ def require_own_page(connection: Connection) -> None:
         )
 
 
+def as_api(request: Request[Any, Any, Any], headers: Mapping[str, str]) -> Request[Any, Any, Any]:
+    """A form's request as a client of the API would have sent it: with headers in the place of the
+    fields that a form has for them. It is the same request in the log and in the audit."""
+    # What the framework remembers of the request's headers is left behind with its state.
+    named = {k: v for k, v in request.scope["state"].items() if k == "request_id"}
+    sent = [(name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items()]
+    return Request(cast(Any, {**request.scope, "headers": sent, "state": named}))
+
+
+def once_of(form: Sent) -> dict[str, str]:
+    """The header that makes sending a form twice the same as once, from its field."""
+    once = form.fields.get("once", "")[:MAX_KEY]
+    return {HEADER: once} if once else {}
+
+
 def with_headers(response: Response[Any]) -> Response[Any]:
     """A page with the headers that all pages have."""
     if isinstance(response, Response):  # an event stream is none
@@ -202,6 +218,15 @@ def is_encrypted(connection: Connection) -> bool:
         or "https" in headers.get("x-forwarded-proto", "").lower()
         or headers.get("origin", "").startswith("https://")
     )
+
+
+def origin_of(connection: Connection) -> str:
+    """Where browsers find these pages, as an address is told: https where they speak that, to us or
+    to a proxy in front of us."""
+    address = str(connection.base_url).rstrip("/")
+    if is_encrypted(connection) and address.startswith("http://"):
+        return f"https://{address.removeprefix('http://')}"
+    return address
 
 
 def own_address(to: str) -> str:

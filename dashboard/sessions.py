@@ -42,7 +42,8 @@ _CLEAR = """
     )
 """
 _FIND = """
-    select s.token_hash, k.id, k.project, k.role, k.note
+    select s.token_hash, k.id, k.project, k.role, k.scope, k.note,
+           s.expires_at
     from page_session s join api_key k on k.id = s.key_id
     where s.token_hash = any($1) and s.expires_at > $2
       and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)
@@ -58,6 +59,8 @@ class Visitor(msgspec.Struct, frozen=True):
     name: str
     """The key's note, or its id where it has none: what a person knows it by."""
     csrf: str
+    ends_at: datetime
+    """When the session ends, with its key at the latest."""
 
 
 async def begin(
@@ -83,8 +86,10 @@ async def find(
     row = await connection.fetchrow(_FIND, [digest_of(token)], now)
     if row is None:
         return None
-    principal = Principal(row["id"], row["project"], row["role"])
-    return Visitor(principal, row["note"] or row["id"], new_csrf(token, random_bytes(_SALT_BYTES)))
+    scope = None if row["scope"] is None else tuple(row["scope"])
+    principal = Principal(row["id"], row["project"], row["role"], scope)
+    csrf = new_csrf(token, random_bytes(_SALT_BYTES))
+    return Visitor(principal, row["note"] or row["id"], csrf, row["expires_at"])
 
 
 async def alive(

@@ -1,6 +1,7 @@
 """Signing in with an API key, and out."""
 
 import logging
+from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get, post
@@ -8,7 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
 
 from dashboard import sessions
-from dashboard.plane import Pages
+from dashboard.plane import Pages, PagesPlane
 from dashboard.security import (
     MAX_FORM,
     Form,
@@ -20,8 +21,9 @@ from dashboard.security import (
     visitor_of,
 )
 from experiments import store
-from experiments.doors import read_body
-from experiments.keys import key_id_of
+from experiments.audit.log import Entry, note
+from experiments.doors import principal_of, read_body
+from experiments.keys import Principal, key_id_of
 from experiments.problems import ProblemError
 
 _WRONG: Final = {
@@ -29,6 +31,14 @@ _WRONG: Final = {
     "forbidden": "This key may not see pages: that takes the role analyst, editor or admin.",
 }
 _LONGEST_ID: Final = 12
+_APART: Final = timedelta(minutes=1)
+_TO_BE_NOTED: Final = """
+    select project from api_key k where id = $1 and not exists (
+        select from audit a
+        where a.project = k.project and a.target = 'keys/' || k.id
+          and a.action = 'sign_in.refused' and a.at > $2
+    )
+"""
 logger = logging.getLogger(__name__)
 
 
@@ -51,16 +61,22 @@ async def sign_in(request: Request[Any, Any, Any], pages: Pages) -> Response[byt
     control = pages.control
     try:
         principal = pages.gate.admit(text, "read")
-        async with store.borrow(control.pool) as connection:
+        async with (
+            store.borrow(control.pool) as connection,
+            connection.transaction(),
+        ):
             token = await sessions.begin(
                 connection, principal.key_id, control.clock(), control.random_bytes
             )
+            if token is not None:
+                await note(connection, _entry(pages, request, principal, "sign_in"))
         if token is None:  # revoked, and the gate has not heard of it yet
             raise ProblemError("unauthenticated", "")
     except ProblemError as error:
         # The id is no secret, and finds the key; of what was sent nothing else is written down.
         key_id = (key_id_of(text) or "")[:_LONGEST_ID]
         logger.warning("sign-in refused", extra={"problem": error.type, "key_id": key_id})
+        await _note_refusal(pages, request, key_id, error.type)
         wrong = _WRONG.get(error.type, error.detail)
         return pages.renderer.page(request, "sign_in.html", error.status, to=to, wrong=wrong)
     response = _go(to)
@@ -71,11 +87,56 @@ async def sign_in(request: Request[Any, Any, Any], pages: Pages) -> Response[byt
 @post("/sign-out", status_code=200, include_in_schema=False, opt={"permission": "read"})
 async def sign_out(request: Request[Any, Any, Any], pages: Pages, form: Form) -> Response[bytes]:
     """End the session."""
-    async with store.borrow(pages.control.pool) as connection:
+    async with store.borrow(pages.control.pool) as connection, connection.transaction():
         await sessions.end(connection, token_of(request) or "")
+        await note(connection, _entry(pages, request, principal_of(request), "sign_out"))
     response = _go("/sign-in")
     response.set_cookie(cookie_of(request, "", 0))
     return response
+
+
+def _entry(
+    pages: PagesPlane, request: Request[Any, Any, Any], who: Principal, action: str
+) -> Entry:
+    return Entry(
+        project=who.project,
+        kind="sign_in",
+        action=action,
+        target=f"keys/{who.key_id}",
+        actor=who.actor,
+        at=pages.control.clock(),
+        request_id=_request_id(request),
+    )
+
+
+async def _note_refusal(
+    pages: PagesPlane, request: Request[Any, Any, Any], key_id: str, problem: str
+) -> None:
+    """Note that a key which is known was refused. What is kept for ever must not grow as fast as a
+    stranger can ask, who needs no more than a key's id for it: one of a minute is noted."""
+    now = pages.control.clock()
+    try:
+        async with store.borrow(pages.control.pool) as connection, connection.transaction():
+            project = await connection.fetchval(_TO_BE_NOTED, key_id, now - _APART)
+            if project is not None:
+                refused = Entry(
+                    project=project,
+                    kind="sign_in",
+                    action="sign_in.refused",
+                    target=f"keys/{key_id}",
+                    actor="system",
+                    at=now,
+                    request_id=_request_id(request),
+                    detail={"problem": problem},
+                )
+                await note(connection, refused)
+    except (*store.PostgresError, OSError) as error:  # then it is in the log alone
+        logger.warning("a refused sign-in was not noted", extra={"error": repr(error)})
+
+
+def _request_id(request: Request[Any, Any, Any]) -> str:
+    identity: str = request.scope["state"].get("request_id", "")
+    return identity
 
 
 def _go(to: str) -> Response[bytes]:

@@ -15,7 +15,7 @@ from analysis.reports.snapshots_api import (
     take_snapshot,
 )
 from dashboard.plane import Pages
-from dashboard.security import HEADERS, Form
+from dashboard.security import HEADERS, Form, origin_of
 from experiments import store
 from experiments.doors import PathKey, principal_of, read_as
 from experiments.records import ExperimentRecord
@@ -97,7 +97,7 @@ async def show(
         "snapshot.html",
         snapshot=snapshot,
         downloads=downloads(f"/snapshots/{snapshot.id}"),
-        address=f"{str(request.base_url).rstrip('/')}{request.url.path}",
+        address=f"{origin_of(request)}{request.url.path}",
     )
     # The one page that holds another, which is of ours, and has no rights.
     page.headers["Content-Security-Policy"] = (

@@ -152,10 +152,12 @@ class Seen(msgspec.Struct, frozen=True):
 class _Stream:
     """A stream, and whether it has to end."""
 
-    __slots__ = ("leaving", "session", "topic")
+    __slots__ = ("ends_at", "leaving", "session", "topic")
 
-    def __init__(self, topic: Topic, session: bytes, leaving: asyncio.Task[None]) -> None:
-        self.topic, self.session, self.leaving = topic, session, leaving
+    def __init__(
+        self, topic: Topic, session: bytes, ends_at: datetime | None, leaving: asyncio.Task[None]
+    ) -> None:
+        self.topic, self.session, self.ends_at, self.leaving = topic, session, ends_at, leaving
 
 
 class Live:
@@ -212,7 +214,7 @@ class Live:
                 self._answers = True
             except (OSError, TimeoutError, *store.PostgresError) as error:
                 if self._answers is not False:
-                    logger.warning("live pages stand still", extra={"error": repr(error)})
+                    logger.warning("live pages stand still", extra={"error": error})
                 self._answers = False
             except Exception:  # whatever it is: pages that do not move must say so
                 logger.exception("live pages stand still")
@@ -222,7 +224,13 @@ class Live:
             await asyncio.sleep(self._pace.look)
 
     async def serve(
-        self, topic: Topic, session: bytes, seen: str | None, receive: Receive, send: Send
+        self,
+        topic: Topic,
+        session: bytes,
+        seen: str | None,
+        receive: Receive,
+        send: Send,
+        ends_at: datetime | None = None,
     ) -> None:
         """Answer a request with a stream, until the browser leaves, its session ends or the process
         stops.
@@ -230,6 +238,7 @@ class Live:
         Args:
             session: the digest of the session's token.
             seen: the id of the last event that the browser knows, None if it knows none.
+            ends_at: when the session ends, whether Postgres can be asked about it then or not.
 
         Raises:
             ProblemError: `unavailable` where there are too many, of all projects or of this one;
@@ -243,7 +252,7 @@ class Live:
                 " when it is loaded",
                 headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
             )
-        stream = _Stream(topic, session, asyncio.create_task(_gone(receive)))
+        stream = _Stream(topic, session, ends_at, asyncio.create_task(_gone(receive)))
         self._streams.add(stream)
         self._open_of[topic.project] += 1
         self._begun += 1
@@ -297,7 +306,8 @@ class Live:
             await _first_of(looked, stream.leaving, max(beat_at - loop.time(), 0.0))
 
     def _ends(self, stream: _Stream) -> bool:
-        return self._closing or stream.leaving.done()
+        is_over = stream.ends_at is not None and stream.ends_at <= self._clock()
+        return self._closing or is_over or stream.leaving.done()
 
     def _beat(self) -> Beat:
         now = self._clock()

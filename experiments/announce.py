@@ -16,4 +16,4 @@ async def announce(redis: Redis, project: str) -> None:
     try:
         await asyncio.wait_for(redis.publish(CHANNEL, project), timeout=1.0)
     except (RedisError, OSError, TimeoutError) as error:
-        logger.warning("announcement lost", extra={"project": project, "error": str(error)})
+        logger.warning("announcement lost", extra={"project": project, "error": error})

@@ -24,7 +24,7 @@ from typing import (
 )
 
 import msgspec
-from msgspec import NODEFAULT, Meta
+from msgspec import NODEFAULT, Meta, UnsetType
 from msgspec.structs import FieldInfo
 
 from experiments import paths
@@ -357,7 +357,9 @@ def _unwrap(hint: Any) -> tuple[Any, list[Meta]]:
 
 def _options(bare: Any) -> list[Any]:
     """The members of a union, or the type itself."""
-    return list(get_args(bare)) if get_origin(bare) in (Union, UnionType) else [bare]
+    if get_origin(bare) not in (Union, UnionType):
+        return [bare]
+    return [option for option in get_args(bare) if option is not UnsetType]  # as if left out
 
 
 def _origin(bare: Any) -> Any:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from litestar import MediaType, Request, Response
@@ -13,8 +13,20 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.params import PathParameter
 
 from experiments.decoding import decode
-from experiments.keys import ApiKey, Permission, Principal, check_key, key_id_of
-from experiments.limits import RateLimiter
+from experiments.key_uses import Happened, Noted, Stranger, Uses
+from experiments.keys import (
+    PERMISSIONS,
+    ApiKey,
+    Permission,
+    Principal,
+    check_key,
+    digest_of,
+    holder_of,
+    is_secret,
+    key_id_of,
+    secret_of,
+)
+from experiments.limits import Bucket, RateLimiter
 from experiments.problems import FieldProblem, ProblemBody, ProblemError, invalid
 
 T = TypeVar("T")
@@ -35,7 +47,7 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises where a text is no JSON, or is nested too deep to be read."""
 MAX_BODY = 8 * 1024 * 1024
 _MOST_REMEMBERED = 10_000
-_PARAMETER_NAMES = {"in_state": "state"}  # a handler's `state` is Litestar's own
+_PARAMETER_NAMES = {"in_state": "state", "form": "format"}  # others have these names
 _PROBLEM_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
 
 
@@ -92,7 +104,12 @@ def authenticate(text: str | None, keys: KeyRing, now: datetime) -> Principal:
         principal = check_key(text, kept, now) if kept is not None else None
         if principal is not None:
             return principal
-    raise ProblemError(
+    raise unauthenticated()
+
+
+def unauthenticated() -> ProblemError:
+    """The answer to who has no valid key: the same words whatever is wrong with it."""
+    return ProblemError(
         "unauthenticated",
         "Send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
         headers={"WWW-Authenticate": "Bearer"},
@@ -106,19 +123,51 @@ def require(principal: Principal, permission: Permission) -> None:
         ProblemError: `forbidden`, naming the permission.
     """
     if not principal.may(permission):
-        raise ProblemError(
-            "forbidden", f"A key with the role {principal.role} has no permission to {permission}"
-        )
+        raise forbidden(principal, permission)
+
+
+def forbidden(principal: Principal, permission: Permission) -> ProblemError:
+    """The answer to who lacks a permission, which says by what."""
+    if permission in PERMISSIONS[principal.role]:
+        return ProblemError("forbidden", f"The scope of this key leaves out to {permission}")
+    return ProblemError(
+        "forbidden", f"A key with the role {principal.role} has no permission to {permission}"
+    )
+
+
+class _Admitted:
+    """A key that was shown with its secret, and what follows from it. `used` is set with each use,
+    until somebody asks."""
+
+    __slots__ = ("bucket", "expires_at", "key", "permissions", "principal", "used")
+
+    def __init__(self, key: ApiKey, bucket: Bucket | None) -> None:
+        self.key = key
+        self.principal = holder_of(key)
+        self.permissions = key.permissions
+        self.expires_at = key.expires_at
+        self.bucket = bucket
+        self.used = False
 
 
 class Gate:
-    """Lets callers in: whoever has a valid key with the permission, and has not come too often."""
+    """Lets callers in: whoever has a valid key with the permission, and has not come too often.
 
-    def __init__(self, keys: KeyRing, clock: Clock, limiter: RateLimiter | None = None) -> None:
+    What is worth knowing about the use of keys it counts in `uses`.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        clock: Clock,
+        limiter: RateLimiter | None = None,
+        uses: Uses | None = None,
+    ) -> None:
         self._keys = keys
         self._clock = clock
         self._limiter = limiter
-        self._admitted: dict[str, tuple[ApiKey, Principal]] = {}
+        self.uses = Uses() if uses is None else uses
+        self._admitted: dict[str | None, _Admitted] = {}
 
     def admit(self, text: str | None, permission: Permission) -> Principal:
         """Who calls with this key.
@@ -126,26 +175,89 @@ class Gate:
         Raises:
             ProblemError: `unauthenticated`, `forbidden` or `rate-limited`.
         """
-        admitted = None if text is None else self._admitted.get(text)
+        admitted = self._admitted.get(text)
         # Who came with this key before, if it is still the same: to hash it again would find
         # nothing else.
-        if admitted is not None and self._keys.find_key(admitted[0].id) is admitted[0]:
-            principal = admitted[1]
-        else:
-            principal = authenticate(text, self._keys, self._clock())
-            self._remember(text, principal)
-        require(principal, permission)
-        if self._limiter is not None:
-            self._limiter.take(principal.key_id)
-        return principal
+        if (
+            admitted is None
+            or self._keys.find_key(admitted.key.id) is not admitted.key
+            or (admitted.expires_at is not None and admitted.expires_at <= self._clock())
+        ):
+            admitted = self._let_in(text)
+        admitted.used = True
+        if permission not in admitted.permissions:
+            self._forbid(admitted.principal, permission)
+        if admitted.bucket is not None:
+            self._take(admitted.bucket, admitted.key.id)
+        return admitted.principal
 
-    def _remember(self, text: str | None, principal: Principal) -> None:
-        kept = self._keys.find_key(principal.key_id)
-        if text is None or kept is None or kept.expires_at is not None:
-            return
+    def visit(self, principal: Principal, permission: Permission) -> None:
+        """Let through who is signed in on the pages; it counts as a call with the key.
+
+        Raises:
+            ProblemError: `forbidden` or `rate-limited`.
+        """
+        self.uses.used.add(principal.key_id)
+        if not principal.may(permission):
+            self._forbid(principal, permission)
+        key = self._keys.find_key(principal.key_id)
+        if self._limiter is not None and key is not None:
+            bucket = self._limiter.bucket_of(key)
+            if bucket is not None:
+                self._take(bucket, key.id)
+
+    def used(self) -> list[str]:
+        """The keys that were let in since this was asked last."""
+        used = [each for each in self._admitted.values() if each.used]
+        for each in used:
+            each.used = False
+        return [each.key.id for each in used]
+
+    def _let_in(self, text: str | None) -> _Admitted:
+        now = self._clock()
+        key_id = None if text is None else key_id_of(text)
+        kept = None if key_id is None else self._keys.find_key(key_id)
+        if text is None or key_id is None:
+            self.uses.refuse("no_key")
+        elif kept is None:
+            # It is hashed as if it were known, so that the time tells no difference.
+            stranger = Stranger(key_id, digest_of(secret_of(text)))
+            self.uses.refuse("unknown_key")
+            self.uses.meet(stranger, Noted(1, now, now))
+        elif not is_secret(digest_of(secret_of(text)), kept.secret_hash):
+            self.uses.refuse("wrong_secret")
+            self.uses.note(Happened(key_id, "wrong_secret"), Noted(1, now, now))
+        elif kept.has_expired(now):
+            self.uses.refuse("expired")
+            self.uses.note(Happened(key_id, "used_after_expiry"), Noted(1, now, now))
+        else:
+            return self._remember(text, kept)
+        raise unauthenticated()
+
+    def _remember(self, text: str, key: ApiKey) -> _Admitted:
         if len(self._admitted) >= _MOST_REMEMBERED:
+            self.uses.used.update(self.used())
             self._admitted.clear()
-        self._admitted[text] = (kept, principal)
+        bucket = None if self._limiter is None else self._limiter.bucket_of(key)
+        admitted = self._admitted[text] = _Admitted(key, bucket)
+        return admitted
+
+    def _forbid(self, principal: Principal, permission: Permission) -> NoReturn:
+        now = self._clock()
+        self.uses.refuse("permission")
+        happened = Happened(principal.key_id, "refused", permission)
+        self.uses.note(happened, Noted(1, now, now))
+        raise forbidden(principal, permission)
+
+    def _take(self, bucket: Bucket, key_id: str) -> None:
+        assert self._limiter is not None, "no bucket without it"  # noqa: S101 - an invariant
+        try:
+            self._limiter.take(bucket)
+        except ProblemError:
+            now = self._clock()
+            self.uses.refuse("rate_limited")
+            self.uses.note(Happened(key_id, "rate_limited"), Noted(1, now, now))
+            raise
 
 
 def permission_guard(gate: Gate) -> Callable[..., Awaitable[None]]:
@@ -175,9 +287,16 @@ async def read_body(request: Request[Any, Any, Any], limit: int = MAX_BODY) -> b
     """The body of a request.
 
     Raises:
-        ProblemError: `too-large`, as soon as more than `limit` bytes have come; `malformed` where
-            its sender goes away in the middle, which is no defect of ours.
+        ProblemError: `unsupported-media-type` where it is compressed; `too-large`, as soon as more
+            than `limit` bytes have come; `malformed` where its sender goes away in the middle,
+            which is no defect of ours.
     """
+    if request.headers.get("content-encoding", "identity").lower() not in {"identity", ""}:
+        raise ProblemError(
+            "unsupported-media-type",
+            "Send the body as it is: no Content-Encoding is taken but identity",
+            headers={"Accept-Encoding": "identity"},
+        )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)

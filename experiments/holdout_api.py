@@ -9,13 +9,16 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from experiments import store
-from experiments.api import etag, expect_revision
-from experiments.doors import json_response, principal_of, read_as, read_json
+from experiments.doors import json_response, principal_of, read_json
 from experiments.holdout import Wish, put_holdout, share_of
 from experiments.lifecycle import Change
 from experiments.model import HOLDOUT, AttributeName, Metric, Reason
 from experiments.once import Answer
-from experiments.writes import Control, write
+from experiments.proposals.acts import Act, Asked, Done, Subject, subject_of
+from experiments.proposals.gate import PROPOSES, do
+from experiments.proposals.model import Demand
+from experiments.revisions import etag
+from experiments.writes import Control, ControlPlane
 
 
 class HoldoutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,27 +80,43 @@ async def read_holdout(request: Request[Any, Any, Any], control: Control) -> Res
     return json_response(view, headers=etag(view.revision))
 
 
+async def _lock(connection: store.Connection, project: str, _: str | None) -> Subject:
+    """The holdout as it stands; nobody else changes what it moves."""
+    await store.enter_alone(connection, project)
+    record = await store.get_experiment(connection, project, HOLDOUT)
+    return Subject(HOLDOUT, 0, 0, 0) if record is None else subject_of(record)
+
+
+async def _demand(_: store.Connection, __: Subject, ___: Asked) -> Demand | None:
+    return "change"  # it moves what runs, and what is proposed is told by its share
+
+
+async def _carry_out(
+    connection: store.Connection,
+    _: ControlPlane,
+    subject: Subject,
+    asked: Asked,
+    change: Change,
+) -> Done:
+    wish = Wish(asked.body.share, asked.sent.get("metrics"), asked.sent.get("record"))
+    after = await put_holdout(connection, asked.project, wish, change)
+    view = await _view(connection, asked.project)
+    moved = (after.revision, after.epoch) != (subject.revision, subject.epoch)
+    return Done(Answer(200, etag(view.revision), msgspec.json.encode(view)), moved)
+
+
+HOLD_OUT: Final = Act("holdout", HoldoutBody, _lock, _demand, _carry_out)
+ACTS: Final[tuple[Act, ...]] = (HOLD_OUT,)
+
+
 @put(
     "/v1/holdout",
-    opt={"permission": "write", "takes": HoldoutBody, "gives": HoldoutView},
+    opt={"permission": "write", "takes": HoldoutBody, "gives": HoldoutView, **PROPOSES},
     tags=["holdout"],
 )
 async def set_holdout(request: Request[Any, Any, Any], control: Control) -> Response[bytes]:
     """Hold this share of the units out of all experiments, from now on."""
-    sent = await read_json(request)
-    body = read_as(HoldoutBody, sent)
-    caller = principal_of(request)
-    wish = Wish(body.share, sent.get("metrics"), sent.get("record"))
-
-    async def act(connection: store.Connection) -> Answer:
-        await store.enter_alone(connection, caller.project)
-        change = Change(caller.actor, body.reason, control.clock())
-        expect_revision(request, (await _view(connection, caller.project)).revision)
-        await put_holdout(connection, caller.project, wish, change)
-        view = await _view(connection, caller.project)
-        return Answer(200, etag(view.revision), msgspec.json.encode(view))
-
-    return await write(control, request, sent, act)
+    return await do(control, request, HOLD_OUT, None, await read_json(request))
 
 
 ROUTES: Final[list[HTTPRouteHandler]] = [read_holdout, set_holdout]

@@ -117,7 +117,7 @@ async def set_layer(
         taken = await owners(connection, caller.project, layer)
         return Answer(200, {}, msgspec.json.encode(_view(kept, taken[layer])))
 
-    return await write(control, request, sent, act)
+    return await write(control, request, sent, act, action="layer.set", target=f"layers/{layer}")
 
 
 ROUTES: Final[list[HTTPRouteHandler]] = [list_of_layers, read_layer, set_layer]

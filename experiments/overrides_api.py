@@ -10,7 +10,6 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from experiments import lifecycle, store
-from experiments.announce import announce
 from experiments.doors import PathKey, json_response, principal_of, read_as, read_json
 from experiments.model import AttributeName, Experiment, Key, Reason
 from experiments.once import Answer
@@ -18,8 +17,10 @@ from experiments.overrides import Wish, add_override, end_override, list_overrid
 from experiments.pages import Cursor, Limit, Page, page, read_cursor
 from experiments.problems import FieldProblem, ProblemError, invalid
 from experiments.projects import get_project, unit_key
+from experiments.proposals.gate import is_demanded
+from experiments.proposals.model import Demand
 from experiments.records import Override
-from experiments.units import UnitId, unit_problem
+from experiments.units import UnitId, UnitKey, unit_problem, without_unit
 from experiments.writes import Control, write
 
 Comparable: TypeAlias = Annotated[
@@ -29,6 +30,11 @@ Comparable: TypeAlias = Annotated[
 """What an attribute may be compared with."""
 
 LARGEST_ID: Final = 10**18
+_DEMANDS: Final[tuple[Demand, ...]] = ("change", "allocation")
+_NOT_WHILE_DEMANDED: Final = (
+    "This project demands approval of changes or of moves of traffic, and an override by attribute"
+    " can move all of it: give a variant to single units, or change the targeting"
+)
 
 
 class OverrideBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,11 +108,16 @@ async def create_override(
     async with store.borrow(control.pool) as connection:
         secret = await unit_key(connection, caller.project, control.random_bytes)
     made: OverrideView | None = None
+    told: dict[str, Any] = {}
 
     async def act(connection: store.Connection) -> Answer:
-        nonlocal made
+        nonlocal made, told
         record = await lifecycle.find_to_change(connection, caller.project, key)
         _check_against(body, record.definition)
+        if body.attribute is not None:
+            for demand in _DEMANDS:
+                if await is_demanded(connection, caller.project, demand):
+                    raise ProblemError("conflict", _NOT_WHILE_DEMANDED)
         project = await get_project(connection, caller.project)  # it stays so: the lock is held
         unit = body.unit
         if unit is not None and project.units == "hashed":
@@ -121,13 +132,23 @@ async def create_override(
             at=control.clock(),
         )
         made = _view(key, await add_override(connection, record, wish))
+        told = _told(body, made, secret, record.definition.unit.type)
         kept = msgspec.structs.replace(made, unit=None)
         return Answer(201, {}, msgspec.json.encode(kept))
 
     # What is kept for a retry lacks the unit: nobody would find it there to forget it.
     hidden = None if body.unit is None else secret.tombstone("", body.unit).hex()
     sent = msgspec.to_builtins(msgspec.structs.replace(body, unit=hidden))
-    response = await write(control, request, sent, act)
+    target = f"experiments/{key}"
+    response = await write(
+        control,
+        request,
+        sent,
+        act,
+        action="override.create",
+        target=target,
+        told=lambda: told,
+    )
     return response if made is None else json_response(made, 201)
 
 
@@ -142,7 +163,8 @@ async def delete_override(
     """End an override: its unit gets what all others get."""
     caller = principal_of(request)
     known = override.isascii() and override.isdigit() and int(override) < LARGEST_ID
-    async with store.borrow(control.pool) as connection, connection.transaction():
+
+    async def act(connection: store.Connection) -> Answer:
         record = await lifecycle.find_to_change(connection, caller.project, key)
         if not known or not await end_override(
             connection, record, int(override), control.clock(), caller.actor
@@ -150,7 +172,25 @@ async def delete_override(
             raise ProblemError(
                 "not-found", f"Experiment {key} has no override {override!r} in force"
             )
-    await announce(control.redis, caller.project)
+        return Answer(204, {}, b"")
+
+    target = f"experiments/{key}/overrides/{override}"
+    await write(control, request, None, act, action="override.end", target=target)
+
+
+def _told(body: OverrideBody, made: OverrideView, key: UnitKey, unit_type: str) -> dict[str, Any]:
+    """What the audit keeps of an override. It is never forgotten there, so a unit, and a value that
+    may name a person, are keyed hashes; a unit's is the one that its erasure has, too."""
+    told: dict[str, Any] = {"override": made.id, "variant": made.variant, "reason": made.reason}
+    if body.unit is not None and made.unit is not None:
+        told["unit_type"] = unit_type
+        told["unit_hash"] = key.tombstone(unit_type, made.unit).hex()
+        told["reason"] = without_unit(made.reason, body.unit)
+    else:
+        told["attribute"] = body.attribute
+        value = msgspec.json.encode(body.value).decode()
+        told["value_hash"] = key.tombstone("$value", value).hex()
+    return told
 
 
 def _check_who(body: OverrideBody) -> None:

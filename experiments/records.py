@@ -130,6 +130,7 @@ class Publication(msgspec.Struct, frozen=True):
     the built-in experiment `$holdout` while one is in force; it is not among `experiments`.
     `unit_key` is what units are hashed with, None where they are stored as they are; `erasures` is
     how many there were. `unread` are those that would be among `experiments`, could they be read.
+    `origins` are those from which browsers may call with a key of the project, `*` for any.
     """
 
     project: str
@@ -144,6 +145,7 @@ class Publication(msgspec.Struct, frozen=True):
     gone: tuple[str, ...] = ()
     holdout: Live | None = None
     unread: tuple[Unread, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 RuleName: TypeAlias = Literal["guard", "health", "ramp", "bandit", "stop"]

@@ -42,6 +42,7 @@ from experiments.records import (
     Unread,
 )
 from experiments.seals import seal
+from experiments.spans import current_trace
 from experiments.units import UnitKey
 from experiments.webhooks.model import event_type
 
@@ -126,8 +127,9 @@ _LOCK_CLASS: Final = 0x7475726E  # the number only has to be ours
 # Nothing but the lane is locked, which nobody who delivers holds for longer than a statement.
 _OFFER: Final = """
     with offered as (
-        insert into delivery (webhook, experiment, decision, type, offered_at)
-        select id, $3, $4, $5, clock_timestamp() from webhook
+        insert into delivery (webhook, experiment, decision, type, offered_at, traceparent,
+                              tracestate)
+        select id, $3, $4, $5, clock_timestamp(), $6, $7 from webhook
         where project = $1 and deleted_at is null and enabled
           and case when types is null then $5 <> 'experiment.hold' else $5 = any(types) end
           and (experiments is null or $2 = any(experiments))
@@ -233,8 +235,9 @@ async def enter_alone(connection: Connection, project: str) -> None:
 async def insert_key(connection: Connection, key: ApiKey) -> None:
     """Keep a new API key."""
     await connection.execute(
-        """insert into api_key (id, project, role, secret_hash, note, created_at, expires_at)
-           values ($1, $2, $3, $4, $5, $6, $7)""",
+        """insert into api_key (id, project, role, secret_hash, note, created_at, expires_at, scope,
+                                rate_limit, created_by)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)""",
         key.id,
         key.project,
         key.role,
@@ -242,6 +245,9 @@ async def insert_key(connection: Connection, key: ApiKey) -> None:
         key.note,
         key.created_at,
         key.expires_at,
+        key.scope,
+        key.rate_limit,
+        key.created_by,
     )
     await touch_project(connection, key.project)
 
@@ -264,11 +270,15 @@ async def revoke_key(connection: Connection, project: str, key_id: str, now: dat
 async def live_keys(connection: Connection, project: str) -> tuple[ApiKey, ...]:
     """The keys of a project that were not revoked."""
     rows = await connection.fetch(
-        """select id, project, role, secret_hash, note, created_at, expires_at from api_key
-           where project = $1 and revoked_at is null order by created_at, id""",
+        """select id, project, role, secret_hash, note, created_at, expires_at, scope, rate_limit,
+                  created_by, last_used_at
+           from api_key where project = $1 and revoked_at is null order by created_at, id""",
         project,
     )
-    return tuple(ApiKey(**dict(row)) for row in rows)
+    return tuple(
+        ApiKey(**{**row, "scope": None if row["scope"] is None else tuple(row["scope"])})
+        for row in rows
+    )
 
 
 async def any_key(connection: Connection) -> bool:
@@ -686,7 +696,17 @@ async def insert_decision(
         seal(sealed),
     )
     told_as = event_type(kind, rule)
-    await connection.execute(_OFFER, record.project, record.key, record.id, number, told_as)
+    trace = current_trace.get()
+    await connection.execute(
+        _OFFER,
+        record.project,
+        record.key,
+        record.id,
+        number,
+        told_as,
+        None if trace is None else trace.traceparent,
+        None if trace is None else trace.state,
+    )
     return number
 
 
@@ -754,7 +774,7 @@ async def load_publication(
     """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(
-            """select version, default_unit_type, erasures, sticky_id,
+            """select version, default_unit_type, erasures, sticky_id, origins,
                       case when units = 'hashed' then unit_key end as unit_key
                from project where key = $1""",
             project,
@@ -778,6 +798,7 @@ async def load_publication(
             unit_key=None if row["unit_key"] is None else UnitKey(row["unit_key"]),
             erasures=row["erasures"],
             sticky_id=row["sticky_id"].hex,
+            origins=tuple(row["origins"]),
             since=since,
             gone=tuple(r["key"] for r in gone),
             holdout=holdout if isinstance(holdout, Live) else None,

@@ -6,6 +6,7 @@ which id a hash stands for; it is neither shown nor logged.
 """
 
 import hashlib
+import re
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta
@@ -53,6 +54,20 @@ class UnitKey:
     def secret(self) -> bytes:
         """The secret itself, for a file that only its owner can read; for nothing that is shown."""
         return self._secret
+
+
+def names_unit(text: str, unit: str) -> bool:
+    """Whether a text has the id of a unit in it, as a word of its own."""
+    return _word(unit).search(text) is not None
+
+
+def without_unit(text: str, unit: str) -> str:
+    """A text that is kept where units are not."""
+    return _word(unit).sub("[unit]", text)
+
+
+def _word(unit: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(unit)}(?!\w)")
 
 
 def unit_problem(unit: str) -> str | None:

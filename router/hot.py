@@ -122,7 +122,15 @@ _UNRECORDED: Final = b',"recorded":false}'
 
 
 def _evaluate_assign(plane: DataPlane, caller: Principal, _: str, body: bytes) -> Evaluation:
-    request = _read_assign_request(body)
+    return evaluate_unit(plane, caller, _read_assign_request(body))
+
+
+def evaluate_unit(plane: DataPlane, caller: Principal, request: AssignRequest) -> Evaluation:
+    """A unit in an experiment, as a sound request asks for it.
+
+    Raises:
+        ProblemError: `not-found` or `invalid`.
+    """
     project = plane.project(caller.project)
     entry = project.entries.get(request.experiment)
     if entry is None:

@@ -183,7 +183,7 @@ class Orphans:
         self.failures += 1
         logger.warning(
             "orphan journal not shipped",
-            extra={"folder": str(folder), "error": f"{type(error).__name__}: {error}"},
+            extra={"folder": str(folder), "error": error},
         )
 
 

@@ -146,7 +146,7 @@ class Recorder:
     def _unrecorded(self, entry: Entry, error: Exception) -> None:
         self._metrics.unrecorded.add(entry.project, entry.key)
         if not self._refused:  # once: a line for each request would be a flood
-            logger.warning("exposures are not recorded", extra={"error": str(error)})
+            logger.warning("exposures are not recorded", extra={"error": error})
         self._refused = True
 
     async def take_in(

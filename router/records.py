@@ -85,11 +85,32 @@ class _OlderOutcomeRecord(
     attributes: dict[str, Any] | None = None
 
 
+class _OlderExposureRecord(
+    msgspec.Struct, frozen=True, array_like=True, tag="exposure", omit_defaults=True, gc=False
+):
+    """An exposure as journals of release 0.1.0 had it: its id is the text of a UUID."""
+
+    id: UUID
+    project: str
+    experiment: int
+    run: int
+    epoch: int
+    variant: str
+    unit_type: str
+    unit: str
+    at: datetime
+    received_at: datetime
+    attributes: dict[str, Any] | None = None
+
+
 Record: TypeAlias = ExposureRecord | OutcomeRecord | SuspectRecord
 
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder: msgspec.msgpack.Decoder[Record | _OlderOutcomeRecord] = msgspec.msgpack.Decoder(
     Record | _OlderOutcomeRecord
+)
+_older_decoder: msgspec.msgpack.Decoder[_OlderExposureRecord] = msgspec.msgpack.Decoder(
+    _OlderExposureRecord
 )
 
 
@@ -152,7 +173,14 @@ def decode(data: bytes) -> Record:
     Raises:
         msgspec.DecodeError: if they are not one.
     """
-    record = _decoder.decode(data)
+    try:
+        record = _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        try:
+            older = _older_decoder.decode(data)
+        except msgspec.DecodeError:
+            raise error from None
+        return ExposureRecord(older.id.bytes, *msgspec.structs.astuple(older)[1:])
     return _renewed(record) if isinstance(record, _OlderOutcomeRecord) else record
 
 

@@ -140,7 +140,7 @@ class Refresher:
                     await self._next()
                 except (OSError, TimeoutError, *store.PostgresError) as error:
                     self.failures += 1
-                    logger.warning("snapshot not refreshed", extra={"error": str(error)})
+                    logger.warning("snapshot not refreshed", extra={"error": error})
                 except Exception:  # whatever it is, the last snapshot is there to go on with
                     self.failures += 1
                     logger.exception("snapshot not refreshed")
@@ -171,7 +171,7 @@ class Refresher:
                     self._hints.add(project)
                     self._news.set()
             except (RedisError, OSError) as error:
-                logger.warning("no news from Redis", extra={"error": str(error)})
+                logger.warning("no news from Redis", extra={"error": error})
             except Exception:  # hints are a help: what is wrong with them must not end the polls
                 logger.exception("no news from Redis")
             finally:

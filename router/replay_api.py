@@ -1,7 +1,7 @@
 """The door of replay: what a unit got, and why."""
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -104,8 +104,8 @@ def _question(
             problems.append(FieldProblem("exposure", "value", "must be the id of an exposure"))
     if at is not None:
         try:
-            moment = msgspec.convert(at, _MOMENT)
-        except msgspec.ValidationError:
+            moment = msgspec.convert(at, _MOMENT).astimezone(UTC)
+        except (msgspec.ValidationError, OverflowError):  # there is no year 0
             detail = "must be RFC 3339 with an offset, as 2026-02-03T04:05:06Z (`+` is sent as %2B)"
             problems.append(FieldProblem("at", "value", detail))
         if moment > now + MAX_AHEAD:

@@ -61,6 +61,7 @@ class _Head(msgspec.Struct, frozen=True):
     sticky_id: str
     holdout: Live | None
     unread: tuple[Unread, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 class _Section(msgspec.Struct, frozen=True):
@@ -162,7 +163,7 @@ class Shelf:
             await asyncio.to_thread(self._write, news, fallen)
         except OSError as error:
             self.refusal = str(error)
-            logger.warning("snapshot not saved", extra={"error": str(error)})
+            logger.warning("snapshot not saved", extra={"error": error})
             return
         self.refusal = None
         for project, publication in news.items():
@@ -204,7 +205,7 @@ class Shelf:
 
 
 def _complain(what: str, path: Path, error: Exception) -> None:
-    logger.error(what, extra={"path": str(path), "error": str(error)})
+    logger.error(what, extra={"path": str(path), "error": error})
 
 
 @contextlib.contextmanager
@@ -273,6 +274,7 @@ def _section(publication: Publication) -> _Section:
         publication.sticky_id,
         publication.holdout,
         publication.unread,
+        publication.origins,
     )
     experiments: list[bytes] = []
     for number, live in enumerate(publication.experiments, 1):
@@ -299,4 +301,5 @@ def _publication(project: str, section: _Section) -> Publication:
         sticky_id=head.sticky_id,
         holdout=head.holdout,
         unread=head.unread,
+        origins=head.origins,
     )

@@ -13,6 +13,7 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from experiments.projects import fix_units
+from experiments.spans import NO_TRACES, Tracer
 from experiments.units import SHIPPING_LOCK, UnitKey
 from router.journal import Journal, JournalWriteError, Segment
 from router.load import Entry, Letter, Load, prepare
@@ -116,8 +117,10 @@ class Shipper:
         clock: Callable[[], datetime],
         generator: random.Random,
         pace: Pace = DEFAULT_PACE,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         """`clock` is the one by which `received_at` is stamped; `generator` gives the jitter."""
+        self._tracer = tracer
         self._pool = pool
         self._journal = journal
         self._clock = clock
@@ -156,7 +159,7 @@ class Shipper:
                     "shipping failed",
                     extra={
                         "journal": str(self._journal.id),
-                        "error": _line(error),
+                        "error": error,
                         "attempt": failed,
                         "retry_in": round(wait, 2),
                     },
@@ -230,7 +233,10 @@ class Shipper:
         try:
             while (ready := await reading) is not None:
                 reading = asyncio.create_task(self._read(next(waiting, None)))
-                await self._ship(*ready)
+                segment, load = ready
+                told = {"turnout.records": load.records, "turnout.segment": segment.number}
+                with self._tracer.span("ship segment", attributes=told):
+                    await self._ship(segment, load)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)

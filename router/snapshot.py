@@ -111,7 +111,7 @@ class ProjectSnapshot(msgspec.Struct, frozen=True):
     are hashed with before they are recorded, None where they are recorded as they are; `erasures`
     is how many the project had. `sticky_id` is what its units' first variants are kept under.
     `unread` are the keys of experiments that could not be read or compiled as they stand now: of
-    each there is no entry, or one `without_news`.
+    each there is no entry, or one `without_news`. `origins` are those from which browsers may call.
     """
 
     project: str
@@ -125,6 +125,7 @@ class ProjectSnapshot(msgspec.Struct, frozen=True):
     sticky_id: str
     holdout: Entry | None
     unread: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
 
     def stored(self, unit_type: str, unit: str) -> str:
         """A unit as this project stores it."""
@@ -134,11 +135,12 @@ class ProjectSnapshot(msgspec.Struct, frozen=True):
 class Snapshot:
     """All projects, and all their keys by id. Never changed: a new one is made of an old one."""
 
-    __slots__ = ("keys", "projects")
+    __slots__ = ("keys", "origins", "projects")
 
     def __init__(self, projects: Mapping[str, ProjectSnapshot]) -> None:
         self.projects = projects
         self.keys = {key.id: key for project in projects.values() for key in project.keys}
+        self.origins = frozenset[str]().union(*(each.origins for each in projects.values()))
 
     def find_key(self, key_id: str) -> ApiKey | None:
         """The live key of this id, or None."""
@@ -199,6 +201,7 @@ async def compile_project(
         sticky_id=publication.sticky_id,
         holdout=holdout if isinstance(holdout, Entry) else None,
         unread=frozenset(each.key for each in unread),
+        origins=frozenset(publication.origins),
     )
 
 

@@ -30,7 +30,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from experiments.doors import Clock, KeyRing
-from experiments.keys import PERMISSIONS, ApiKey
+from experiments.keys import ApiKey
 from experiments.problems import ProblemError
 from router.refresher import Refresher
 
@@ -93,8 +93,7 @@ def check_ticket(text: str, keys: KeyRing, now: datetime) -> ApiKey | None:
 
 def is_live(key: ApiKey, now: datetime) -> bool:
     """Whether a key that was not revoked still lets its holder evaluate."""
-    expired = key.expires_at is not None and key.expires_at <= now
-    return not expired and "evaluate" in PERMISSIONS[key.role]
+    return not key.has_expired(now) and "evaluate" in key.permissions
 
 
 def _seal(key: ApiKey, ends: int) -> str:
@@ -192,18 +191,23 @@ class Streams:
                 seen = version
             elif silent:
                 await _write(send, _COMMENT)
-            silent = await self._silence(key.project, version, leaving)
+            silent = await self._silence(kept, version, leaving)
             if not silent and (share := place % max(self.open, 1)):
                 # All who hear of a change will ask at once: some of them shall do so a bit later.
                 pause = min(share * _SPREAD_SECONDS, _LONGEST_SPREAD)
                 await asyncio.wait({leaving}, timeout=pause)
 
-    async def _silence(self, project: str, version: int, leaving: asyncio.Task[None]) -> bool:
-        """Wait for another version; whether there was none for as long as a stream is silent."""
-        news = asyncio.create_task(self._refresher.changed(project, version))
+    async def _silence(self, key: ApiKey, version: int, leaving: asyncio.Task[None]) -> bool:
+        """Wait for another version, or for the end of the key; whether there was none for as long
+        as a stream is silent."""
+        news = asyncio.create_task(self._refresher.changed(key.project, version))
+        patience = self._heartbeat
+        if key.expires_at is not None:
+            left = (key.expires_at - self._clock()).total_seconds()
+            patience = min(patience, max(left, 0.0))
         try:
             done, _ = await asyncio.wait(
-                {news, leaving}, timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED
+                {news, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             news.cancel()

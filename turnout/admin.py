@@ -1,36 +1,42 @@
 """Commands that work on the database itself: migrations, keys and projects."""
 
 import contextlib
+import getpass
+import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from typing import Any
 
-from experiments import store
+import msgspec
+
+from experiments import projects, store
 from experiments.announce import announce
+from experiments.audit import log as audit
 from experiments.decoding import decode
-from experiments.keys import ApiKey, Role, new_key
+from experiments.keys import ApiKey, KeyRequest, new_key, wrong_scope
 from experiments.model import Duration, parse_duration
 from experiments.problems import ProblemError
-from experiments.projects import Project, get_project, set_units
-from experiments.units import Storage
+from experiments.projects import Project, ProjectChange, get_project
 from turnout.backends import (
     CannotRunError,
     backends,
     connected,
+    connection_to,
     postgres_needed,
     redis_client,
     utc_now,
 )
 from turnout.embedded import EmbeddedError, running
-from turnout.migrate import migrations
+from turnout.migrate import Status, migrate, migrations, status
 from turnout.settings import Settings
 
 
 @contextlib.asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
-    """The database, and the Redis to announce a change to: the configured ones, else those of a
-    Turnout that runs on the data folder. Only a database that neither gives is started, for the
-    moment; without a Redis nobody is told, and routers find the change at their next poll."""
+async def addresses(settings: Settings) -> AsyncIterator[tuple[str, str]]:
+    """Where the database is, and the Redis to announce a change to: the configured ones, else those
+    of a Turnout that runs on the data folder. Only a database that neither gives is started, for
+    the moment; without a Redis nobody is told, and routers find the change at their next poll."""
     try:
         if settings.database_url and settings.redis_url:
             database_url, redis_url = settings.database_url, settings.redis_url
@@ -42,32 +48,62 @@ async def database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
             if not database_url:
                 behind = await stack.enter_async_context(backends(settings))
                 database_url = behind.database_url
-            pool = await stack.enter_async_context(connected(database_url))
-            with postgres_needed():
-                yield pool, redis_url
+            yield database_url, redis_url
     except EmbeddedError as error:
         raise CannotRunError(str(error)) from error
 
 
-async def migrate_database(settings: Settings) -> list[str]:
-    """Bring the database up to date; the names of all migrations that it has now."""
-    async with database(settings):
+@contextlib.asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[tuple[store.Pool, str]]:
+    """The database of `addresses`, migrated, and that Redis."""
+    async with addresses(settings) as (url, redis_url), connected(url) as pool:
+        with postgres_needed():
+            yield pool, redis_url
+
+
+async def migrate_database(settings: Settings, progress: Callable[[str], None]) -> list[str]:
+    """Bring the database up to date; the names of all migrations that it has now.
+
+    Args:
+        progress: is told what is applied, and who is waited for.
+    """
+    async with addresses(settings) as (url, _), connection_to(url) as connection:
+        await migrate(connection, progress=progress)
         return [migration.name for migration in migrations()]
 
 
-async def create_key(settings: Settings, role: Role, note: str, expires_in: str | None) -> str:
+async def migration_status(settings: Settings) -> Status:
+    """The migrations that the database has, and those that it lacks; nothing is changed."""
+    async with addresses(settings) as (url, _), connection_to(url) as connection:
+        return await status(connection)
+
+
+async def create_key(settings: Settings, wanted: KeyRequest) -> str:
     """Make a key in the project of the settings, which is made where it does not exist yet.
 
     Raises:
-        CannotRunError: if `expires_in` is no duration, or the database cannot be reached.
+        CannotRunError: if what is wanted makes no sense, or the database cannot be reached.
     """
     now = utc_now()
-    expires_at = None if expires_in is None else _after(now, expires_in)
-    text, key = new_key(settings.project, role, note, now, secrets.token_bytes, expires_at)
+    wrong = wrong_scope(wanted.role, wanted.scope)
+    if wrong is not None:
+        raise CannotRunError(f"--scope: {wrong}")
+    text, key = new_key(
+        settings.project,
+        wanted.role,
+        wanted.note,
+        now,
+        secrets.token_bytes,
+        None if wanted.expires_in is None else _after(now, wanted.expires_in),
+        scope=wanted.scope,
+        rate_limit=wanted.rate_limit,
+        created_by=commander(),
+    )
     async with database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             await store.create_project(connection, settings.project, now)
             await store.insert_key(connection, key)
+            await audit.note(connection, made_key(key, now))
         await _announce(redis_url, settings.project)
     return text
 
@@ -83,29 +119,88 @@ async def revoke_key(settings: Settings, key_id: str) -> bool:
     async with database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
             revoked = await store.revoke_key(connection, settings.project, key_id, utc_now())
+            if revoked:
+                entry = _command(settings.project, "key.revoke", f"keys/{key_id}", {})
+                await audit.note(connection, entry)
         await _announce(redis_url, settings.project)
     return revoked
 
 
-async def project(settings: Settings, units: Storage | None) -> Project:
-    """The project of the settings, with its units stored this way from now on, if one is named;
-    then it is made where it does not exist yet.
+async def list_projects(settings: Settings) -> list[tuple[Project, int]]:
+    """All projects, each with the number of its live keys."""
+    async with database(settings) as (pool, _), pool.acquire() as connection:
+        return await projects.list_projects(connection, utc_now())
+
+
+async def project(settings: Settings, change: ProjectChange) -> Project:
+    """The project of the settings, with what was named of it changed; if anything was, it is made
+    where it does not exist yet.
 
     Raises:
         CannotRunError: if there is none, or the database cannot be reached.
-        ProblemError: `conflict` if how its units are stored is fixed already.
+        ProblemError: `conflict` if how its units are stored is fixed already; `invalid` with every
+            wrong field.
     """
     async with database(settings) as (pool, redis_url):
         async with pool.acquire() as connection, connection.transaction():
-            if units is None:
+            if change.is_empty:
                 try:
                     return await get_project(connection, settings.project)
                 except ProblemError as error:
                     raise CannotRunError(error.detail) from error
             await store.create_project(connection, settings.project, utc_now())
-            changed = await set_units(connection, settings.project, units, secrets.token_bytes)
+            changed = await projects.change_project(
+                connection, settings.project, change, secrets.token_bytes
+            )
+            told: dict[str, Any] = msgspec.to_builtins(change)
+            target = f"projects/{settings.project}"
+            await audit.note(
+                connection, _command(settings.project, "project.settings", target, told)
+            )
         await _announce(redis_url, settings.project)
     return changed
+
+
+def made_key(key: ApiKey, now: datetime) -> audit.Entry:
+    """What the audit tells of a key that was made without a door."""
+    assert key.created_by is not None, "whoever makes one says who they are"  # noqa: S101
+    detail = {
+        "role": key.role,
+        "note": key.note,
+        "scope": None if key.scope is None else list(key.scope),
+        "rate_limit": key.rate_limit,
+        "expires_at": None if key.expires_at is None else key.expires_at.isoformat(),
+    }
+    return audit.Entry(
+        project=key.project,
+        kind="command",
+        action="key.create",
+        target=f"keys/{key.id}",
+        actor=key.created_by,
+        at=now,
+        detail=detail,
+    )
+
+
+def commander() -> str:
+    """The actor who gives a command: the user of the operating system."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # in a container the number may have no name
+        name = str(os.getuid())
+    return f"command:{name}"
+
+
+def _command(project: str, action: str, target: str, detail: dict[str, Any]) -> audit.Entry:
+    return audit.Entry(
+        project=project,
+        kind="command",
+        action=action,
+        target=target,
+        actor=commander(),
+        at=utc_now(),
+        detail=detail,
+    )
 
 
 def _after(now: datetime, length: str) -> datetime:

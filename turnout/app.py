@@ -13,9 +13,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, ExceptionHandlersMap
-from prometheus_client import CONTENT_TYPE_LATEST
 
 import analysis.chronicle.api
+import analysis.control.acts
 import analysis.control.api
 import analysis.control.gates_api
 import analysis.control.overrule_api
@@ -25,19 +25,25 @@ import analysis.planning.api
 import analysis.reports.api
 import analysis.reports.snapshots_api
 import analysis.upkeep.erase_api
+import dashboard.live
 import experiments.api
+import experiments.audit.api
 import experiments.holdout_api
 import experiments.keys_api
 import experiments.layers_api
 import experiments.overrides_api
 import experiments.project_api
+import experiments.proposals.api
 import experiments.webhooks.api
+import experiments.weights_export_api
 import router.api
 import router.batch_api
+import router.edge_api
 import router.events
 import router.local_api
 import router.ofrep
 import router.replay_api
+import router.streams
 from analysis.planning.api import PlanningPlane
 from analysis.reports.api import AnalysisPlane
 from dashboard.app import pages_router, problem_page, wants_page
@@ -50,29 +56,38 @@ from experiments.doors import (
     problem_of,
 )
 from experiments.problems import CATALOGUE, DEFECT, FIELD_TYPES, ProblemError
+from experiments.spans import NO_TRACES, Tracer
 from experiments.webhooks.api import WebhookPlane
 from experiments.writes import ControlPlane
 from router.local_api import LocalPlane
 from router.plane import DataPlane
 from router.recording import RETRY_AFTER_SECONDS
 from router.records import names_unit
+from turnout import __version__
+from turnout.cors import Cors
+from turnout.head import Heads
 from turnout.health import Health
 from turnout.openapi import CompleteDocument, operation_id
+from turnout.sums import Families, told
 from turnout.telemetry import RequestLog, RequestTelemetry
 
-METRICS_TYPE: Final = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it
+METRICS_TYPE: Final = "text/plain; version=0.0.4"  # Litestar adds the character set
 logger = logging.getLogger(__name__)
 
 DOORS: Final[list[HTTPRouteHandler]] = [
     *experiments.api.ROUTES,
+    *experiments.audit.api.ROUTES,
     *experiments.keys_api.ROUTES,
     *experiments.project_api.ROUTES,
     *experiments.layers_api.ROUTES,
     *experiments.holdout_api.ROUTES,
     *experiments.overrides_api.ROUTES,
+    *experiments.proposals.api.routes(analysis.control.acts.ACTS),
     *experiments.webhooks.api.ROUTES,
+    *experiments.weights_export_api.ROUTES,
     *router.api.ROUTES,
     *router.batch_api.ROUTES,
+    *router.edge_api.ROUTES,
     *router.local_api.ROUTES,
     *router.replay_api.ROUTES,
     *router.ofrep.ROUTES,
@@ -88,6 +103,7 @@ DOORS: Final[list[HTTPRouteHandler]] = [
     *analysis.upkeep.erase_api.ROUTES,
 ]
 """Every door that asks for a key; each names the permission that it takes."""
+_STREAMS: Final = (router.streams.PATH, dashboard.live.PATH)
 _POSTGRES_GONE: Final[tuple[type[Exception], ...]] = (
     OSError,  # nobody listens, or nobody answers in time: TimeoutError is one
     asyncpg.PostgresConnectionError,
@@ -105,12 +121,12 @@ Present: TypeAlias = Callable[[Request[Any, Any, Any], ProblemError], Response[b
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What an operator sees of a process, whatever its parts are. `metrics` gives them as
-    Prometheus reads them."""
+    """What an operator sees of a process, whatever its parts are."""
 
     health: Health
-    metrics: Callable[[], Awaitable[bytes]]
+    metrics: Callable[[], Awaitable[Families]]
     requests: RequestLog
+    tracer: Tracer = NO_TRACES
 
 
 class Planes(msgspec.Struct, frozen=True):
@@ -167,7 +183,7 @@ def create_app(planes: Planes) -> ASGIApp:
         exception_handlers=_handlers(present),
         openapi_config=OpenAPIConfig(
             title="Turnout",
-            version="1",
+            version=__version__,
             description="Experimentation and traffic allocation",
             path="/schema",
             use_handler_docstrings=True,
@@ -185,7 +201,9 @@ def create_app(planes: Planes) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return _observed(app, planes.operation)
+    doors = [*DOORS, *router.events.ROUTES]
+    called = Cors(app, doors, lambda: planes.data.refresher.current)
+    return _observed(Heads(called, _STREAMS), planes.operation)
 
 
 def create_operation_app(operation: Operation) -> ASGIApp:
@@ -197,7 +215,7 @@ def create_operation_app(operation: Operation) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return _observed(app, operation)
+    return _observed(Heads(app), operation)
 
 
 def _operation_doors(operation: Operation) -> list[HTTPRouteHandler]:
@@ -211,14 +229,19 @@ def _operation_doors(operation: Operation) -> list[HTTPRouteHandler]:
         return json_response(state, 200 if state.ready else 503)
 
     @get("/metrics", tags=["operation"], summary="Metrics for Prometheus")
-    async def metrics() -> Response[bytes]:
-        return Response(await operation.metrics(), media_type=METRICS_TYPE)
+    async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+        compressed = "gzip" in request.headers.get("accept-encoding", "")
+        body = await told(await operation.metrics(), compressed=compressed)
+        headers = {"Vary": "Accept-Encoding"}
+        if compressed:
+            headers["Content-Encoding"] = "gzip"
+        return Response(body, media_type=METRICS_TYPE, headers=headers)
 
     return [healthz, readyz, metrics]
 
 
-def _observed(app: Litestar, operation: Operation) -> ASGIApp:
-    return RequestTelemetry(app, operation.requests)
+def _observed(app: ASGIApp, operation: Operation) -> ASGIApp:
+    return RequestTelemetry(app, operation.requests, operation.tracer)
 
 
 def _handlers(present: Present) -> ExceptionHandlersMap:
@@ -230,7 +253,7 @@ def _handlers(present: Present) -> ExceptionHandlersMap:
     def handle_postgres_gone(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         if isinstance(error, ValueError):  # asyncpg's own complaint about our arguments
             return handle_defect(request, error)
-        logger.warning("Postgres does not answer", extra={"error": repr(error)})
+        logger.warning("Postgres does not answer", extra={"error": error})
         detail = "Postgres does not answer; assigning and recording go on without it"
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return present(request, ProblemError("unavailable", detail, headers=headers))

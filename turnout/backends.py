@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -46,6 +47,9 @@ _CONNECTION: Final[dict[str, Any]] = {
         "idle_in_transaction_session_timeout": "10s",
     },
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 class CannotRunError(Exception):
@@ -100,7 +104,12 @@ class Database:
     succeeded, borrowing a connection fails at once, as if nobody answered.
     """
 
-    def __init__(self, url: str, connections: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        connections: int,
+        connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+    ) -> None:
         """Nothing is connected yet."""
         self._url = url
         self._is_open = False
@@ -109,6 +118,7 @@ class Database:
             min_size=0,  # it connects when somebody needs it
             max_size=connections,
             connect=self._connect,
+            connection_class=connection_class,
             **_CONNECTION,
         )
 
@@ -125,25 +135,8 @@ class Database:
         """
         if self._is_open:
             return
-        try:
-            connection = await asyncpg.connect(self._url, **_CONNECTION | {"timeout": patience})
-        except _REFUSALS as error:
-            raise RefusedError(f"cannot reach Postgres: {line_of(error)}") from error
-        except (OSError, TimeoutError, *store.PostgresError) as error:
-            raise UnreachableError(f"cannot reach Postgres: {line_of(error)}") from error
-        except ValueError as error:  # what it says may show a part of the password
-            raise CannotRunError("the database URL cannot be read: postgresql://...") from error
-        try:
-            with postgres_needed():
-                version = int(await connection.fetchval("show server_version_num"))
-                if version < OLDEST_POSTGRES:
-                    raise CannotRunError(
-                        f"Postgres 15 or later is needed, this is {version // 10_000}"
-                    )
-                await migrate(connection)
-        finally:
-            with contextlib.suppress(OSError, TimeoutError, *store.PostgresError):
-                await connection.close(timeout=5)
+        async with connection_to(self._url, patience) as connection:
+            await migrate(connection, progress=_say_step)
         self._is_open = True
 
     async def _connect(self, *arguments: Any, **options: Any) -> Any:
@@ -153,9 +146,42 @@ class Database:
 
 
 @contextlib.asynccontextmanager
-async def database_at(url: str, connections: int = CONNECTIONS) -> AsyncIterator[Database]:
+async def connection_to(
+    url: str, patience: float = CONNECT_TIMEOUT
+) -> AsyncIterator[store.Connection]:
+    """A connection to a database as it stands, be it migrated or not.
+
+    Raises:
+        UnreachableError: if it cannot be reached, does not let us in, or refuses what is done.
+        CannotRunError: if it is too old, or the URL cannot be read.
+    """
+    try:
+        connection = await asyncpg.connect(url, **_CONNECTION | {"timeout": patience})
+    except _REFUSALS as error:
+        raise RefusedError(f"cannot reach Postgres: {line_of(error)}") from error
+    except (OSError, TimeoutError, *store.PostgresError) as error:
+        raise UnreachableError(f"cannot reach Postgres: {line_of(error)}") from error
+    except ValueError as error:  # what it says may show a part of the password
+        raise CannotRunError("the database URL cannot be read: postgresql://...") from error
+    try:
+        with postgres_needed():
+            version = int(await connection.fetchval("show server_version_num"))
+            if version < OLDEST_POSTGRES:
+                raise CannotRunError(f"Postgres 15 or later is needed, this is {version // 10_000}")
+            yield connection
+    finally:
+        with contextlib.suppress(OSError, TimeoutError, *store.PostgresError):
+            await connection.close(timeout=5)
+
+
+@contextlib.asynccontextmanager
+async def database_at(
+    url: str,
+    connections: int = CONNECTIONS,
+    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+) -> AsyncIterator[Database]:
     """A database that is to be opened. Its connections are closed afterwards."""
-    database = Database(url, connections)
+    database = Database(url, connections, connection_class)
     async with contextlib.AsyncExitStack() as stack:
         await database.pool
         stack.push_async_callback(_close, database.pool)
@@ -194,16 +220,16 @@ def postgres_needed() -> Iterator[None]:
         raise UnreachableError(f"Postgres does not do its part: {line_of(error)}") from error
 
 
-def redis_client(url: str) -> Redis:
+def redis_client(url: str, kind: type[Redis] = Redis) -> Redis:
     """A client of Redis that gives up soon: Redis is a hint here, never waited for.
 
     Raises:
         CannotRunError: if the URL is none of a Redis. Whether one answers there does not matter.
     """
-    return _client(url, socket_connect_timeout=2, socket_timeout=10, health_check_interval=30)
+    return _client(kind, url, socket_connect_timeout=2, socket_timeout=10, health_check_interval=30)
 
 
-def sticky_client(url: str, patience: float) -> Redis:
+def sticky_client(url: str, patience: float, kind: type[Redis] = Redis) -> Redis:
     """A client of Redis for `Sticky` alone, whose answers wait `patience` seconds.
 
     Raises:
@@ -211,16 +237,20 @@ def sticky_client(url: str, patience: float) -> Redis:
     """
     seconds = longest_trip(patience)
     return _client(
-        url, max_connections=TRIPS, socket_connect_timeout=seconds, socket_timeout=seconds
+        kind, url, max_connections=TRIPS, socket_connect_timeout=seconds, socket_timeout=seconds
     )
 
 
-def _client(url: str, **options: Any) -> Redis:
+def _client(kind: type[Redis], url: str, **options: Any) -> Redis:
     try:
-        client: Redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        client: Redis = kind.from_url(url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError as error:
         raise CannotRunError(f"wrong Redis URL: {line_of(error)}") from error
     return client
+
+
+def _say_step(line: str) -> None:
+    logger.warning("migrating", extra={"step": line})
 
 
 def line_of(error: BaseException) -> str:

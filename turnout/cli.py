@@ -11,11 +11,15 @@ from typing import Any, Final, TypeVar
 import msgspec
 import uvloop
 
-from experiments.keys import ROLES
-from experiments.problems import ProblemError
+from experiments.decoding import decode
+from experiments.keys import ROLES, KeyRequest
+from experiments.problems import ProblemError, invalid
+from experiments.projects import ProjectChange
 from experiments.units import STORAGES
-from turnout import admin, client, plan_flags, sim_flags
+from turnout import __version__, admin, auditing, client, plan_flags, sim_flags, weights_flags
 from turnout.backends import CannotRunError
+from turnout.listing import key_line, project_line
+from turnout.logs import configure_logging, redacted
 from turnout.migrate import MigrationError
 from turnout.replaying import lines
 from turnout.settings import (
@@ -24,12 +28,14 @@ from turnout.settings import (
     Process,
     Settings,
     SettingsError,
+    effective,
     load_settings,
-    require_one_process,
-    require_servers,
+    read_settings,
+    told,
 )
 from turnout.ship import ship
 from turnout.signals import stop_at_signal
+from turnout.terminal import plain, plain_line
 
 T = TypeVar("T")
 PROCESSES: Final[dict[Process, str]] = {
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (SettingsError, CannotRunError, MigrationError, client.ClientError) as error:
-        print(f"turnout: {error}", file=sys.stderr)
+        print(f"turnout: {plain(redacted(str(error), units=True))}", file=sys.stderr)
         return 2
     return result
 
@@ -57,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="turnout", description="Route, record, report, reallocate, roll back."
     )
+    parser.add_argument("--version", action="version", version=f"turnout {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_service_commands(commands)
     _add_client_commands(commands)
@@ -66,17 +73,57 @@ def _parser() -> argparse.ArgumentParser:
 def _add_service_commands(commands: Any) -> None:
     for process, text in PROCESSES.items():
         _command(commands, process, _run_process, text, settings=True).set_defaults(process=process)
-    _command(commands, "migrate", _migrate, "bring the database up to date", settings=True)
+    shown = _command(
+        commands,
+        "settings",
+        _show_settings,
+        "check the settings, and show them without their secrets",
+        settings=True,
+    )
+    shown.add_argument(
+        "process", nargs="?", choices=PROCESSES, default="up", help="what is to run with them"
+    )
+    bring = _command(commands, "migrate", _migrate, "bring the database up to date", settings=True)
+    bring.add_argument(
+        "--status",
+        action="store_true",
+        help="only say what is applied and what is pending; status 1 if anything is",
+    )
+    save = _command(commands, "backup", _back_up, "back the database up", settings=True)
+    save.add_argument("file", metavar="FILE", help="a file that is not there yet")
+    back = _command(
+        commands, "restore", _restore, "restore a backup into an empty database", settings=True
+    )
+    back.add_argument("file", metavar="FILE", help="what `turnout backup` or pg_dump -Fc wrote")
     carry = _command(commands, "ship", _ship, "ship the journal of a dead machine", settings=True)
     carry.add_argument("folder", metavar="DIR", help="the journal's folder")
     compare = _command(
         commands, "verify", _verify, "count everything again from raw events", settings=True
     )
     compare.add_argument("--experiment", metavar="KEY", help="verify this one only")
+    audits = commands.add_parser(
+        "audit", help="export and verify what was done", allow_abbrev=False
+    ).add_subparsers(required=True, metavar="ACTION")
+    auditing.add_arguments(audits, _command, {"export": _export_audit, "verify": _verify_audit})
     project = _command(commands, "project", _project, "show or set up a project", settings=True)
     project.add_argument(
         "--units", choices=STORAGES, help="how its units are stored; fixed from its first event on"
     )
+    project.add_argument(
+        "--origins",
+        type=_list,
+        metavar="LIST",
+        help="where browsers may call from with a client key: https://shop.example.com,... or *;"
+        " an empty text for nowhere",
+    )
+    project.add_argument(
+        "--approvals",
+        type=_list,
+        metavar="LIST",
+        help="what a second editor has to approve: some of start,change,allocation; an empty text"
+        " for nothing",
+    )
+    _command(commands, "projects", _list_projects, "list all projects", settings=True)
     keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -84,6 +131,18 @@ def _add_service_commands(commands: Any) -> None:
     create.add_argument("--role", required=True, choices=ROLES)
     create.add_argument("--note", default="", help="what the key is for")
     create.add_argument("--expires-in", help="when it stops working: 30d, say")
+    create.add_argument(
+        "--scope",
+        type=_list,
+        metavar="LIST",
+        help="what it may do of what its role may: some of evaluate,record,read,write,administer",
+    )
+    create.add_argument(
+        "--limit",
+        type=int,
+        metavar="NUMBER",
+        help="requests a second, to all processes together (default: the setting rate-limit)",
+    )
     _command(keys, "list", _list_keys, "list the live keys", settings=True)
     revoke = _command(keys, "revoke", _revoke_key, "revoke a key", settings=True)
     revoke.add_argument("id", help="the key's id: the middle part of to_<id>_<secret>")
@@ -116,7 +175,12 @@ def _add_client_commands(commands: Any) -> None:
     plan_flags.add_arguments(planner)
     player = _command(commands, "simulate", _simulate, "play an experiment against stated truths")
     sim_flags.add_arguments(player)
-    for parser in (apply, report, told, again, planner):
+    exports = commands.add_parser(
+        "export", help="write what others read", allow_abbrev=False
+    ).add_subparsers(required=True, metavar="WHAT")
+    split = _command(exports, "weights", _export_weights, "write weights for a mesh")
+    weights_flags.add_arguments(split)
+    for parser in (apply, report, told, again, planner, split):
         parser.add_argument("--url", help="where Turnout serves (TURNOUT_URL)")
     show = _command(commands, "demo", _demo, "replay two real experiments, end to end")
     show.add_argument("--data-dir", help="an empty folder to use instead of a temporary one")
@@ -198,14 +262,26 @@ def _command(
     return parser
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace, process: Process | None = None) -> Settings:
+    return load_settings(os.environ, _flags(options), process)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, str | None]:
     names = (name for name in Settings.__struct_fields__ if name not in NO_FLAGS)
-    flags = {name: getattr(options, name) for name in names}
-    return load_settings(os.environ, flags)
+    return {name: getattr(options, name) for name in names}
+
+
+def _list(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in text.split(",")) if word]
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(plain(line), flush=True)
+
+
+def _note(line: str) -> None:
+    """What happens meanwhile, apart from what was asked for."""
+    print(f"turnout: {line}", file=sys.stderr, flush=True)
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -214,10 +290,8 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _run_process(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    require_servers(settings, options.process)
-    require_one_process(settings, options.process)
-    _begin_logging(settings)
+    settings = _settings(options, options.process)
+    _begin_logging(settings, options.process)
     if settings.workers > 1:
         from turnout.fleet import run_fleet  # noqa: PLC0415 - as below
 
@@ -227,11 +301,8 @@ def _run_process(options: argparse.Namespace) -> int:
     return 0
 
 
-def _begin_logging(settings: Settings) -> None:
-    # Here, for with it comes the web framework, which most commands do without.
-    from turnout.telemetry import configure_logging  # noqa: PLC0415
-
-    configure_logging(settings.log_level)
+def _begin_logging(settings: Settings, role: str) -> None:
+    configure_logging(settings.log_level, role, units=settings.log_units)
 
 
 async def _until_signal(settings: Settings, process: Process) -> None:
@@ -242,15 +313,49 @@ async def _until_signal(settings: Settings, process: Process) -> None:
     await run(settings, _say, stop, process)
 
 
+def _show_settings(options: argparse.Namespace) -> int:
+    loaded = read_settings(os.environ, _flags(options), options.process)
+    for name, value, origin in effective(loaded):
+        _say(f"{name}={value}  # {origin}")
+    if loaded.problems:
+        raise SettingsError(told(loaded.problems))
+    return 0
+
+
 def _migrate(options: argparse.Namespace) -> int:
-    for name in _run(admin.migrate_database(_settings(options))):
+    settings = _settings(options)
+    if options.status:
+        stands = _run(admin.migration_status(settings))
+        for name in stands.applied:
+            _say(f"applied  {name}")
+        for name in stands.pending:
+            _say(f"pending  {name}")
+        return 1 if stands.pending else 0
+    for name in _run(admin.migrate_database(settings, _note)):
         _say(name)
+    return 0
+
+
+def _back_up(options: argparse.Namespace) -> int:
+    from turnout.backup import back_up  # noqa: PLC0415 - as above
+
+    size = _run(back_up(_settings(options), Path(options.file)))
+    _say(f"{options.file}: {size / 2**20:.1f} MiB")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from turnout.backup import restore  # noqa: PLC0415 - as above
+
+    restored = _run(restore(_settings(options), Path(options.file), _note))
+    for line in restored.lines():
+        _say(line)
     return 0
 
 
 def _ship(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    _begin_logging(settings)
+    _begin_logging(settings, "ship")
     shipment = _run(ship(settings, Path(options.folder)))
     for line in shipment.lines():
         _say(line)
@@ -258,12 +363,23 @@ def _ship(options: argparse.Namespace) -> int:
 
 
 def _project(options: argparse.Namespace) -> int:
+    named = {name: getattr(options, name) for name in ("units", "origins", "approvals")}
+    change = decode(ProjectChange, {k: value for k, value in named.items() if value is not None})
     try:
-        project = _run(admin.project(_settings(options), options.units))
+        if change.problems:
+            raise invalid(change.problems)
+        project = _run(admin.project(_settings(options), change.value))
     except ProblemError as error:
-        print(f"turnout: {error.detail}", file=sys.stderr)
+        wrong = "; ".join(f"{each.path}: {each.detail}" for each in error.errors)
+        print(f"turnout: {plain_line(wrong or error.detail)}", file=sys.stderr)
         return 1
-    _say(f"project {project.key}: units {project.units}, default type {project.default_unit_type}")
+    _say(project_line(project))
+    return 0
+
+
+def _list_projects(options: argparse.Namespace) -> int:
+    for project, live_keys in _run(admin.list_projects(_settings(options))):
+        _say(project_line(project, live_keys))
     return 0
 
 
@@ -284,16 +400,47 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if verdict.found else 0
 
 
+def _export_audit(options: argparse.Namespace) -> int:
+    # Without the flag it is all of them, as for `verify`.
+    _run(
+        auditing.export_audit(
+            _settings(options), options.project, options.after, sys.stdout.buffer, _note
+        )
+    )
+    return 0
+
+
+def _verify_audit(options: argparse.Namespace) -> int:
+    report = auditing.Report(_say, _note)
+    project, expect = options.project, options.expect
+    if options.file is not None:
+        auditing.verify_file(options.file, project, expect, report.lines)
+    else:
+        _run(auditing.verify_database(_settings(options), project, expect, report.lines))
+    return 1 if report.findings else 0
+
+
 def _create_key(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    _say(_run(admin.create_key(settings, options.role, options.note, options.expires_in)))
+    wanted = decode(
+        KeyRequest,
+        {
+            "role": options.role,
+            "note": options.note,
+            "scope": options.scope,
+            "rate_limit": options.limit,
+        },
+    )
+    if wanted.problems:
+        raise CannotRunError("; ".join(f"{each.path}: {each.detail}" for each in wanted.problems))
+    key = msgspec.structs.replace(wanted.value, expires_in=options.expires_in)
+    _say(_run(admin.create_key(settings, key)))
     return 0
 
 
 def _list_keys(options: argparse.Namespace) -> int:
     for key in _run(admin.list_keys(_settings(options))):
-        expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
-        _say(f"{key.id}  {key.role:8}  expires {expires}  {key.note}")
+        _say(plain_line(key_line(key)))
     return 0
 
 
@@ -301,7 +448,8 @@ def _revoke_key(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if _run(admin.revoke_key(settings, options.id)):
         return 0
-    print(f"turnout: project {settings.project} has no live key {options.id}", file=sys.stderr)
+    message = f"turnout: project {settings.project} has no live key {options.id}"
+    print(plain_line(message), file=sys.stderr)
     return 1
 
 
@@ -322,7 +470,7 @@ def _report(options: argparse.Namespace) -> int:
         sys.stdout.write(written(report_from_file(options), accept))
         return 0
     with client.connect(options.url, os.environ) as turnout:
-        sys.stdout.write(client.report(turnout, options.key, accept))
+        sys.stdout.write(plain(client.report(turnout, options.key, accept)))
     return 0
 
 
@@ -359,6 +507,13 @@ def _replay_decision(options: argparse.Namespace) -> int:
     for line in [recomputing.to_json(found)] if options.json else recomputing.lines(found):
         _say(line)
     return 0 if found.same else 1
+
+
+def _export_weights(options: argparse.Namespace) -> int:
+    query = weights_flags.query_of(options)
+    with client.connect(options.url, os.environ) as turnout:
+        sys.stdout.write(client.weights(turnout, options.key, query))
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -103,6 +103,8 @@ def _apply(client: httpx.Client, definition: Any) -> str:
     patch = patch_between(before["definition"], definition)
     headers = {"If-Match": current.headers["etag"]}
     changed = _checked(client.patch(_path(key), **_json(patch, headers)))
+    if "proposer" in changed:  # nothing is changed yet; the same again finds the same proposal
+        return f"{key}: waits for approval: proposal {changed['id']}"
     same = changed["revision"] == before["revision"]
     return f"{key}: {'unchanged' if same else 'changed'}, revision {changed['revision']}"
 
@@ -160,6 +162,20 @@ def decision(client: httpx.Client, number: int) -> dict[str, Any]:
         ClientError: if the project has none of this number, or the key may not read it.
     """
     return _checked(client.get(f"/v1/decisions/{number}"))
+
+
+def weights(client: httpx.Client, key: str, query: Mapping[str, str]) -> str:
+    """The weights of an experiment as others write them.
+
+    Args:
+        query: the parameters of `GET /v1/experiments/{key}/weights`.
+
+    Raises:
+        ClientError: if it has none, or the key may not read it.
+    """
+    answer = client.get(f"{_path(key)}/weights", params=query)
+    _check(answer)
+    return answer.text
 
 
 def plan(client: httpx.Client, request: Mapping[str, Any]) -> dict[str, Any]:

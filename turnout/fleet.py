@@ -28,7 +28,6 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
 from asyncio import Runner
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,6 +41,7 @@ import uvloop
 from turnout.backends import CannotRunError
 from turnout.embedded.folder import SOCKETS_PARENT, SOCKETS_PREFIX
 from turnout.embedded.launch import die_with
+from turnout.logs import said
 from turnout.migrate import MigrationError
 from turnout.seat import Seat, parent_socket, worker_socket
 from turnout.serving import listen, url_of
@@ -89,6 +89,10 @@ def run_fleet(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     # Here, before the forks, so that all workers share it: with it come numpy and scipy.
     from turnout.service import run  # noqa: PLC0415
+
+    if settings.otlp_endpoint:
+        # It begins nothing: each worker has a tracer of its own, and a thread that exports.
+        import turnout.otlp  # noqa: F401, PLC0415
 
     def work(seat: Seat) -> None:
         share = msgspec.structs.replace(
@@ -395,8 +399,8 @@ def _worked(work: Callable[[Callable[[], None]], None], words: int) -> int:
         say(str(error).encode())
         return 2
     except BaseException as error:
-        traceback.print_exc()
-        say(repr(error).encode())
+        logger.critical("defect", exc_info=error)
+        say(said(error).encode())
         return _DEFECT
     return 0
 

@@ -15,6 +15,9 @@ import logging
 import re
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -22,13 +25,26 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from experiments.doors import Gate, Reply, key_of
+from experiments.keys import Principal
 from experiments.problems import DEFECT, ProblemError
+from experiments.spans import TraceContext, current_trace
 from router.evaluation import Evaluation
 from router.hot import ASSIGN, FLAG, MAX_ASSIGN_BODY, HotDoor, OfrepError
 from router.plane import DataPlane, complete, count
 from router.sticky import sticks
+from turnout.logs import request_id
 from turnout.protocol import BoundedProtocol
-from turnout.telemetry import RequestLog, given_id, request_id
+from turnout.telemetry import (
+    TRACEPARENT,
+    TRACESTATE,
+    RequestLog,
+    RequestSpan,
+    RequestTracer,
+    describe_answer,
+    given_id,
+    given_trace,
+    request_attributes,
+)
 
 MOST_TURNS: Final = 128
 """Answers that one connection may wait for before it is read no further."""
@@ -36,7 +52,7 @@ _MOST_PATHS: Final = 4_096
 _MOST_HEADS: Final = 1_024
 _LONGEST_HEAD: Final = 2_048
 _PATH: Final = re.compile(rb"/ofrep/v1/evaluate/flags/([A-Za-z0-9_.-]{1,64})")
-_NOT_PLAIN: Final = (b"expect", b"upgrade")
+_NOT_PLAIN: Final = frozenset({b"expect", b"upgrade", b"origin", b"content-encoding"})
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _CLOSE: Final = b"\r\nconnection: close\r\n\r\n"
 
@@ -64,6 +80,7 @@ class Lane(msgspec.Struct, frozen=True):
     plane: DataPlane
     gate: Gate
     requests: RequestLog
+    traces: RequestTracer | None = None
     paths: dict[bytes, tuple[HotDoor, str]] = msgspec.field(default_factory=dict)
     heads: dict[bytes, _Ask] = msgspec.field(default_factory=dict)
 
@@ -92,13 +109,35 @@ _LAST: Final = _Ask(ASSIGN, "", None, 0, keep_alive=False)
 class _Turn:
     """A request of the lane, until its answer is on its way."""
 
-    __slots__ = ("answer", "ask", "began", "id")
+    __slots__ = ("answer", "ask", "began", "caller", "given", "id", "span")
 
-    def __init__(self, ask: _Ask, identity: str) -> None:
+    def __init__(self, ask: _Ask, identity: str, given: tuple[bytes, bytes] | None) -> None:
+        """`given` are the headers of the caller's trace, which are read when somebody asks."""
         self.ask = ask
         self.id = identity
+        self.given = given
         self.began = time.perf_counter()
         self.answer: bytes | None = None
+        self.caller: Principal | None = None
+        self.span: RequestSpan | None = None
+
+    @property
+    def context(self) -> TraceContext | None:
+        """The trace that it belongs to, if any."""
+        if self.span is not None:
+            return self.span.context
+        return None if self.given is None else given_trace(*self.given)
+
+
+@contextmanager
+def _belonging_to(turn: _Turn) -> Iterator[None]:
+    """What is logged meanwhile is of this request."""
+    identity, trace = request_id.set(turn.id), current_trace.set(turn.context)
+    try:
+        yield
+    finally:
+        current_trace.reset(trace)
+        request_id.reset(identity)
 
 
 class _Busy(RequestResponseCycle):
@@ -129,11 +168,10 @@ class LaneProtocol(BoundedProtocol):
         self._turns: deque[_Turn] = deque()
         self._ask: _Ask | None = None  # of the request whose body comes in
         self._given_id = ""
+        self._given_trace: tuple[bytes, bytes] | None = None
         self._body = b""
-        self._between = True  # one request has ended, and no byte of the next has come
         self._asked: _Ask | None = None  # by the request that has ended last
         self._last_head = b""
-        self._active_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
     # What comes in.
@@ -163,7 +201,7 @@ class LaneProtocol(BoundedProtocol):
             if ask is None or body + ask.length > len(data) or self._is_framework_busy():
                 break
             first = body + ask.length
-            self._evaluate(ask, data[body:first], "")
+            self._evaluate(ask, data[body:first], "", None)
         return first
 
     def _learn(self, data: bytes, ask: _Ask) -> None:
@@ -181,13 +219,15 @@ class LaneProtocol(BoundedProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._between = False
+        self._between = self._in_body = False
+        self._since = self.loop.time()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Take the request into the lane, or give it to the framework."""
+        self._in_body = True
         headers = dict(self.headers)
         found = self._lane.door_at(self.url)
         length = int(headers.get(b"content-length", b"-1"))
@@ -197,7 +237,7 @@ class LaneProtocol(BoundedProtocol):
             or self._is_framework_busy()
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
-            or any(name in headers for name in _NOT_PLAIN)
+            or not _NOT_PLAIN.isdisjoint(headers)
             or length > MAX_ASSIGN_BODY
         ):
             self._leave_lane()
@@ -210,6 +250,8 @@ class LaneProtocol(BoundedProtocol):
         self._ask = _Ask(*found, credentials, length, self.parser.should_keep_alive())
         given = headers.get(b"x-request-id")
         self._given_id = "" if given is None else given_id(given)
+        parent = headers.get(TRACEPARENT)
+        self._given_trace = None if parent is None else (parent, headers.get(TRACESTATE, b""))
         self._body = b""
 
     def on_body(self, body: bytes) -> None:
@@ -226,18 +268,21 @@ class LaneProtocol(BoundedProtocol):
 
     def on_message_complete(self) -> None:
         """Take the end of a request."""
-        self._between = True
         ask, self._ask = self._ask, None
         if ask is None:
             super().on_message_complete()
             return
+        self._between, self._in_body = True, False
         self._head_bytes = 0
-        if ask.keep_alive and ask.length >= 0 and not self._given_id:
+        if ask.keep_alive and ask.length >= 0 and not self._given_id and self._given_trace is None:
             self._asked = ask
-        self._evaluate(ask, self._body, self._given_id)
+        self._evaluate(ask, self._body, self._given_id, self._given_trace)
 
-    def _is_framework_busy(self) -> bool:
-        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+    def _is_busy(self) -> bool:
+        return bool(self._turns) or self._is_framework_busy()
+
+    def _received(self) -> int:
+        return super()._received() if self._ask is None else len(self._body)
 
     def _leave_lane(self) -> None:
         url, headers = self.url, self.headers
@@ -251,14 +296,18 @@ class LaneProtocol(BoundedProtocol):
 
     # What becomes of a request of the lane.
 
-    def _evaluate(self, ask: _Ask, body: bytes, identity: str) -> None:
+    def _evaluate(
+        self, ask: _Ask, body: bytes, identity: str, given: tuple[bytes, bytes] | None
+    ) -> None:
         lane = self._lane
-        turn = _Turn(ask, identity or lane.requests.new_id())
+        turn = _Turn(ask, identity or lane.requests.new_id(), given)
         self._turns.append(turn)
+        if lane.traces is not None:
+            self._begin_span(lane.traces, turn)
         if len(self._turns) >= MOST_TURNS:
             self.flow.pause_reading()
         try:
-            caller = lane.gate.admit(ask.credentials, "evaluate")
+            turn.caller = caller = lane.gate.admit(ask.credentials, "evaluate")
             asked = ask.door.evaluate(lane.plane, caller, ask.key, body)
             if sticks(asked.entry, asked.answer):
                 self._complete_later(turn, asked)
@@ -271,8 +320,18 @@ class LaneProtocol(BoundedProtocol):
         except Exception as error:
             self._break(turn, error)
 
+    def _begin_span(self, traces: RequestTracer, turn: _Turn) -> None:
+        attributes = request_attributes("POST", turn.id)
+        name = f"POST {turn.ask.door.template}"
+        turn.span = traces.begin_request(name, attributes, turn.context)
+        if turn.span is not None:
+            turn.span.set("http.route", turn.ask.door.template)
+
     def _complete_later(self, turn: _Turn, asked: Evaluation) -> None:
-        task = self.loop.create_task(self._complete(turn, asked))
+        context = copy_context()
+        context.run(current_trace.set, turn.context)
+        context.run(request_id.set, turn.id)
+        task = self.loop.create_task(self._complete(turn, asked), context=context)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -295,7 +354,8 @@ class LaneProtocol(BoundedProtocol):
         self._reply(turn, turn.ask.door.refuse(error, turn.ask.key, turn.id))
 
     def _break(self, turn: _Turn, error: Exception) -> None:
-        logger.error("defect", exc_info=error, extra={"request_id": turn.id})
+        with _belonging_to(turn):
+            logger.error("defect", exc_info=error)
         self._refuse(turn, ProblemError("internal", DEFECT))
 
     # The way out.
@@ -310,8 +370,12 @@ class LaneProtocol(BoundedProtocol):
                 body,
             )
         )
-        seconds = time.perf_counter() - turn.began
-        self._lane.requests.answered_well("POST", turn.ask.door.template, seconds)
+        requests = self._lane.requests
+        if turn.span is not None or requests.logs_all:
+            self._tell(turn, 200)
+        else:
+            seconds = time.perf_counter() - turn.began
+            requests.answered_well("POST", turn.ask.door.template, seconds)
         if self._turns and self._turns[0].answer is not None:
             self._write_answers()
 
@@ -325,12 +389,19 @@ class LaneProtocol(BoundedProtocol):
         lines.append(f"x-request-id: {turn.id}".encode())
         lines.append(_END_OF_HEAD if turn.ask.keep_alive else _CLOSE)
         turn.answer = b"".join([*lines, reply.body])
-        seconds = time.perf_counter() - turn.began
-        token = request_id.set(turn.id)
-        self._lane.requests.answered("POST", turn.ask.door.template, reply.status, seconds)
-        request_id.reset(token)
+        self._tell(turn, reply.status)
         if self._turns and self._turns[0].answer is not None:
             self._write_answers()
+
+    def _tell(self, turn: _Turn, status: int) -> None:
+        """Tell the log, the metrics and the trace of an answer."""
+        seconds = time.perf_counter() - turn.began
+        door = turn.ask.door.template
+        with _belonging_to(turn):
+            self._lane.requests.answered("POST", door, status, seconds, turn.caller)
+        if turn.span is not None:
+            describe_answer(turn.span, status, turn.caller)
+            turn.span.end()
 
     def _write_answers(self) -> None:
         turns, transport = self._turns, self.transport
@@ -374,11 +445,6 @@ class LaneProtocol(BoundedProtocol):
         else:
             self.transport.close()
 
-    def on_response_complete(self) -> None:
-        """Go on after an answer of the framework."""
-        self._active_at = self.loop.time()
-        super().on_response_complete()
-
     def pause_writing(self) -> None:
         """Read no more from a peer that does not take its answers."""
         super().pause_writing()
@@ -401,22 +467,13 @@ class LaneProtocol(BoundedProtocol):
         else:
             super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, behind the answers to what was."""
+    def _say_last_words(self, words: bytes) -> None:
+        """Refuse what is no request, behind the answers to those that were."""
         if not self._turns:
-            super().send_400_response(msg)
-            return
-        if self._turns[-1].ask is not _LAST:
-            turn = _Turn(_LAST, "")
-            turn.answer = b"".join(
-                (
-                    STATUS_LINE[400],
-                    b"content-type: text/plain; charset=utf-8\r\n",
-                    b"content-length: %d\r\n" % len(msg),
-                    b"connection: close\r\n\r\n",
-                    msg.encode("ascii"),
-                )
-            )
+            super()._say_last_words(words)
+        elif self._turns[-1].ask is not _LAST:
+            turn = _Turn(_LAST, "", None)
+            turn.answer = words
             self._turns.append(turn)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -27,7 +27,9 @@ from analysis.control.controller import Controller, database_time
 from analysis.control.controller import Pace as ControllerPace
 from analysis.control.telemetry import AnalysisMetrics
 from experiments import store
+from experiments.audit.log import note
 from experiments.keys import new_key
+from experiments.spans import NO_TRACES, Tracer
 from experiments.webhooks.courier import Courier
 from experiments.webhooks.herald import Herald
 from experiments.webhooks.signing import SigningKey
@@ -43,6 +45,7 @@ from router.shipper import Pace as ShipperPace
 from router.shipper import Shipper
 from router.sticky import Sticky
 from router.streams import StreamCollector, Streams
+from turnout.admin import made_key
 from turnout.backends import (
     CONNECT_TIMEOUT,
     CannotRunError,
@@ -79,6 +82,7 @@ class Base(msgspec.Struct, frozen=True):
     """Set once Postgres was reached: what needs it begins then."""
     signing_key: SigningKey | None
     """From which the secrets of webhooks follow."""
+    tracer: Tracer = NO_TRACES
 
     @property
     def pool(self) -> store.Pool:
@@ -110,7 +114,9 @@ class RouterPart(msgspec.Struct, frozen=True):
             await self.journal.close(clear=True)
 
 
-def new_shipper(settings: Settings, pool: store.Pool, journal: Journal) -> Shipper:
+def new_shipper(
+    settings: Settings, pool: store.Pool, journal: Journal, tracer: Tracer = NO_TRACES
+) -> Shipper:
     """The shipper of a journal, be it our own or an orphan."""
     return Shipper(
         pool,
@@ -118,6 +124,7 @@ def new_shipper(settings: Settings, pool: store.Pool, journal: Journal) -> Shipp
         utc_now,
         random.Random(),  # noqa: S311 - jitter, not secrets
         ShipperPace(interval=settings.length("ship_every").total_seconds()),
+        tracer,
     )
 
 
@@ -147,7 +154,7 @@ async def router_part(base: Base) -> AsyncIterator[RouterPart]:
     async with contextlib.AsyncExitStack() as stack:
         journal = await _journal(base)
         stack.push_async_callback(journal.close)
-        shipper = new_shipper(settings, base.pool, journal)
+        shipper = new_shipper(settings, base.pool, journal, base.tracer)
         poll = settings.length("snapshot_poll").total_seconds()
         shelf = Shelf(settings.data_path)
         refresher = Refresher(base.pool, base.redis, utc_now, poll, shelf.put)
@@ -232,6 +239,7 @@ def controller_part(base: Base) -> Controller:
             base.settings.length("tick"), base.settings.length("lateness"), base.settings.keep
         ),
         AnalysisMetrics(base.registry),
+        base.tracer,
     )
 
 
@@ -251,7 +259,7 @@ def herald_part(base: Base) -> Herald:
     """The herald, which tells others what was decided. Any number of processes may have one."""
     return Herald(
         base.pool,
-        Courier(base.settings.webhook_proxy),
+        Courier(base.settings.webhook_proxy, base.tracer),
         base.signing_key,
         utc_now,
         random.Random(),  # noqa: S311 - jitter, not secrets
@@ -269,8 +277,11 @@ async def bootstrap(pool: store.Pool, project: str) -> str | None:
         await connection.execute("lock table api_key in share row exclusive mode")
         if await store.any_key(connection):
             return None
-        text, key = new_key(project, "admin", "first admin key", now, secrets.token_bytes)
+        text, key = new_key(
+            project, "admin", "first admin key", now, secrets.token_bytes, created_by="system"
+        )
         await store.insert_key(connection, key)
+        await note(connection, made_key(key, now))
         return text
 
 

@@ -16,7 +16,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from experiments.problems import ProblemError
-from turnout.sums import Families, exposition, families_of
+from turnout.sums import Families, families_of
 
 SUM_SECONDS: Final = 5.0
 """How long a worker waits for the sum: longer than the parent does for its workers."""
@@ -40,7 +40,7 @@ class Seat(msgspec.Struct, frozen=True):
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):  # the parent did not wait for it
-                writer.write(msgspec.msgpack.encode(families_of(registry)))
+                writer.write(msgspec.msgpack.encode(await families_of(registry)))
                 await writer.drain()
             writer.close()
 
@@ -51,8 +51,8 @@ class Seat(msgspec.Struct, frozen=True):
         async with server:
             await server.serve_forever()
 
-    async def metrics(self) -> bytes:
-        """The sum of all workers, as Prometheus reads it.
+    async def metrics(self) -> Families:
+        """The sum of all workers.
 
         Raises:
             ProblemError: `unavailable` if the parent does not answer. The metrics of this worker
@@ -65,7 +65,7 @@ class Seat(msgspec.Struct, frozen=True):
                     told = await reader.read(-1)
                 finally:
                     writer.close()
-            return exposition(msgspec.msgpack.decode(told, type=Families))
+            return msgspec.msgpack.decode(told, type=Families)
         except (OSError, TimeoutError, msgspec.MsgspecError) as error:
             detail = "the metrics of all workers cannot be had now"
             raise ProblemError("unavailable", detail) from error

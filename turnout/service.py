@@ -22,7 +22,9 @@ from dashboard.rendering import Renderer
 from dashboard.standalone import press_of
 from dashboard.streams import Live, LiveCollector
 from experiments.doors import Gate
+from experiments.key_uses import UsesCollector, UsesKeeper
 from experiments.limits import RateLimiter
+from experiments.rate_shares import Exchange
 from experiments.webhooks.api import WebhookPlane
 from experiments.webhooks.courier import Courier
 from experiments.writes import ControlPlane
@@ -59,6 +61,8 @@ from turnout.settings import Process, Settings
 from turnout.signing_key import signing_key
 from turnout.sums import metrics_of
 from turnout.telemetry import RequestLog, request_ids
+from turnout.tracing import Traces, tracing
+from turnout.vitals import Vitals
 
 WITH_ROUTER: Final[frozenset[Process]] = frozenset({"up", "serve"})
 WITH_CONTROLLER: Final[frozenset[Process]] = frozenset({"up", "worker"})
@@ -94,11 +98,16 @@ async def run(
         try:
             async with (
                 backends(settings) as behind,
+                tracing(settings, process, registry) as traces,
                 database_at(
-                    behind.database_url, CONNECTIONS if seat is None else A_WORKERS
+                    behind.database_url,
+                    CONNECTIONS if seat is None else A_WORKERS,
+                    traces.connection_class(),
                 ) as database,
-                contextlib.aclosing(redis_client(behind.redis_url)) as redis,
-                contextlib.aclosing(sticky_client(behind.redis_url, patience)) as sticky_redis,
+                contextlib.aclosing(redis_client(behind.redis_url, traces.redis_class())) as redis,
+                contextlib.aclosing(
+                    sticky_client(behind.redis_url, patience, traces.redis_class())
+                ) as sticky_redis,
                 orphans_part(settings, database.pool, registry) as orphans,
                 contextlib.AsyncExitStack() as stack,
             ):
@@ -113,6 +122,7 @@ async def run(
                     announce,
                     joined,
                     signing_key(settings, process),
+                    traces.tracer,
                 )
                 tasks: list[Task] = [partial(once, joined, orphans.run)]
                 router: RouterPart | None = None
@@ -131,9 +141,9 @@ async def run(
                 else:
                     tasks.append(partial(seat.tell, registry))
                 _spare_the_event_loop()
-                courier = Courier(settings.webhook_proxy)
+                courier = Courier(settings.webhook_proxy, traces.tracer)
                 stack.push_async_callback(courier.close)
-                doors = _doors(base, router, seat, courier)
+                doors = _doors(base, router, seat, courier, traces)
                 tasks += doors.tasks
                 await supervise(
                     doors.app, listener, tasks, behind.died, stop, doors.protocol, doors.leave
@@ -166,17 +176,33 @@ class _Doors(NamedTuple):
     leave: Callable[[], None] = lambda: None
 
 
-def _doors(base: Base, router: RouterPart | None, seat: Seat | None, courier: Courier) -> _Doors:
+def _doors(
+    base: Base, router: RouterPart | None, seat: Seat | None, courier: Courier, traces: Traces
+) -> _Doors:
     health = WorkerHealth(base.pool) if router is None else router.health
     requests = RequestLog(base.registry, request_ids(uuid4().hex[:16]))
     operation = Operation(
-        health, metrics_of(base.registry) if seat is None else seat.metrics, requests
+        health,
+        metrics_of(base.registry) if seat is None else seat.metrics,
+        requests,
+        base.tracer,
     )
+    vitals = Vitals(base.registry, base.pool, health, base.settings.data_path, time.monotonic)
+    watches: tuple[Task, ...] = (vitals.beat, vitals.look)
     if router is None:
-        return _Doors(create_operation_app(operation), BoundedProtocol)
-    rate = base.settings.rate_limit
-    limiter = RateLimiter(rate, time.monotonic) if rate else None
-    gate = Gate(router.plane.refresher, utc_now, limiter)
+        return _Doors(create_operation_app(operation), BoundedProtocol, watches)
+    keys = router.plane.refresher
+    limiter = RateLimiter(base.settings.rate_limit, time.monotonic)
+    gate = Gate(keys, utc_now, limiter)
+    base.registry.register(UsesCollector(gate.uses))
+    exchange = Exchange(
+        base.redis,
+        limiter,
+        uuid4().hex,
+        time.monotonic,
+        lambda key_id: keys.find_key(key_id) is None,
+    )
+    keeper = UsesKeeper(base.pool, gate.uses, gate.used, utc_now)
     control = ControlPlane(base.pool, base.redis, router.database_time, secrets.token_bytes)
     renderer = Renderer(Assets())
     analysis = AnalysisPlane(
@@ -213,7 +239,12 @@ def _doors(base: Base, router: RouterPart | None, seat: Seat | None, courier: Co
 
     return _Doors(
         app,
-        partial(LaneProtocol, Lane(router.plane, gate, requests)),
-        (partial(once, base.joined, live.run),),
+        partial(LaneProtocol, Lane(router.plane, gate, requests, traces.exporting)),
+        (
+            *watches,
+            exchange.run,
+            partial(once, base.joined, keeper.run),
+            partial(once, base.joined, live.run),
+        ),
         leave,
     )

@@ -10,11 +10,10 @@ from typing import Final
 
 from experiments.webhooks.signing import SHORTEST_KEY, SigningKey
 from turnout.backends import CannotRunError
-from turnout.settings import Process, Settings
+from turnout.settings import LONGEST_KEY, Process, Settings
 
 FILE: Final = "signing.key"
 _KEY_BYTES: Final = 32
-_LONGEST_KEY: Final = 1024
 
 
 def signing_key(settings: Settings, process: Process) -> SigningKey | None:
@@ -28,7 +27,7 @@ def signing_key(settings: Settings, process: Process) -> SigningKey | None:
         return SigningKey(settings.signing_key)
     if settings.signing_key_file:
         path = Path(settings.signing_key_file)
-        return _checked(path, _told, f"it needs {SHORTEST_KEY} to {_LONGEST_KEY} characters")
+        return _checked(path, _told, f"it needs {SHORTEST_KEY} to {LONGEST_KEY} characters")
     if process == "up":
         mend = "put the old one back, or remove the file, which ends the secrets of all webhooks"
         return _checked(settings.data_path / FILE, _kept, mend)
@@ -47,7 +46,7 @@ def _checked(path: Path, text_in: Callable[[Path], str], mend: str) -> SigningKe
         # What cannot be decoded is a part of a secret: it is not for a log.
         why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise CannotRunError(f"cannot use the signing key in {path}: {why}") from error
-    if not SHORTEST_KEY <= len(text) <= _LONGEST_KEY:
+    if not SHORTEST_KEY <= len(text) <= LONGEST_KEY:
         raise CannotRunError(f"{path} holds no signing key: {mend}")
     return SigningKey(text)
 
@@ -55,7 +54,7 @@ def _checked(path: Path, text_in: Callable[[Path], str], mend: str) -> SigningKe
 def _told(path: Path) -> str:
     """The text in a file that an operator names, such as a mounted secret."""
     with path.open(encoding="ascii") as file:
-        return file.read(_LONGEST_KEY + 2).strip()
+        return file.read(LONGEST_KEY + 2).strip()
 
 
 def _kept(path: Path) -> str:

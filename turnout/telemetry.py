@@ -1,60 +1,39 @@
-"""How Turnout is seen from outside: request ids, structured logs, request metrics."""
+"""How requests are seen from outside: their ids, lines in the log, metrics and spans."""
 
-import contextvars
 import itertools
 import logging
-import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, cast
 
-import msgspec
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
+from experiments.keys import Principal
+from experiments.spans import (
+    NO_TRACES,
+    Span,
+    TraceContext,
+    Tracer,
+    Value,
+    current_trace,
+    read_context,
+)
 from router.tally import Histogram, Tally
+from turnout.logs import request_id
 
 REQUEST_ID: Final = b"x-request-id"
+TRACEPARENT: Final = b"traceparent"
+TRACESTATE: Final = b"tracestate"
 _MAX_REQUEST_ID: Final = 128
-_LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_STATUS: Final = {status: str(status) for status in range(100, 600)}
-_PLAIN_FIELDS: Final = frozenset(
-    logging.LogRecord("", 0, "", 0, "", (), None).__dict__ | {"message": "", "taskName": ""}
+_LATENCY_BUCKETS: Final = (
+    *(0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""All others are counted as one: whoever asks may write there what he likes."""
+_READ: Final = frozenset({REQUEST_ID, TRACEPARENT, TRACESTATE})
+_STATUS: Final = {status: str(status) for status in range(100, 600)}
 logger = logging.getLogger("turnout.request")
-
-
-class JsonFormatter(logging.Formatter):
-    """A log record as one line of JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line: time, level, logger, message, request id, and the record's own fields."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if request_id.get():
-            line["request_id"] = request_id.get()
-        line |= {k: v for k, v in record.__dict__.items() if k not in _PLAIN_FIELDS}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
-
-
-def configure_logging(level: str) -> None:
-    """Log as JSON lines to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "uvicorn.access", "uvicorn.error", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It warns every second while Postgres is gone, with a traceback; whoever needed it tells that.
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 
 def request_ids(prefix: str) -> Callable[[], str]:
@@ -64,12 +43,35 @@ def request_ids(prefix: str) -> Callable[[], str]:
     return lambda: f"{prefix}{next(numbers):x}"
 
 
+class RequestSpan(Span, Protocol):
+    """The span of a request that is answered in several callbacks."""
+
+    @property
+    def context(self) -> TraceContext:
+        """Where work below it belongs."""
+        ...
+
+    def end(self) -> None:
+        """End it, now."""
+        ...
+
+
+class RequestTracer(Protocol):
+    """Makes such spans."""
+
+    def begin_request(
+        self, name: str, attributes: Mapping[str, Value], parent: TraceContext | None
+    ) -> RequestSpan | None:
+        """The span of a request; None where it is not traced."""
+        ...
+
+
 class RequestLog:
     """Counts and times requests by door, and logs those that failed or changed something."""
 
     def __init__(self, registry: CollectorRegistry, new_id: Callable[[], str]) -> None:
         self.new_id = new_id
-        self._logs_all = logger.isEnabledFor(logging.DEBUG)
+        self.logs_all = logger.isEnabledFor(logging.DEBUG)
         self._requests = Tally(
             "turnout_requests",
             "Requests answered, by door and status",
@@ -84,21 +86,21 @@ class RequestLog:
             registry,
         )
 
-    def answered(self, method: str, door: str, status: int, seconds: float) -> None:
-        """Take in a request that was answered."""
+    def answered(
+        self, method: str, door: str, status: int, seconds: float, caller: Principal | None = None
+    ) -> None:
+        """Take in a request that was answered. `caller` is who has sent it, if that is known."""
         self._requests.one((method, door, _STATUS[status]))
         self._seconds.observe(seconds, (method, door))
         level = _log_level(method, door, status)
         if logger.isEnabledFor(level):
-            logger.log(
-                level,
-                "request",
-                extra={"method": method, "door": door, "status": status, "seconds": seconds},
-            )
+            who = {} if caller is None else {"actor": caller.actor, "project": caller.project}
+            what = {"method": method, "door": door, "status": status, "seconds": round(seconds, 6)}
+            logger.log(level, "request", extra={**what, **who})
 
     def answered_well(self, method: str, door: str, seconds: float) -> None:
         """Take in a request at a hot door that was answered with 200."""
-        if self._logs_all:
+        if self.logs_all:
             self.answered(method, door, 200, seconds)
         else:
             self._requests.one((method, door, "200"))
@@ -106,11 +108,13 @@ class RequestLog:
 
 
 class RequestTelemetry:
-    """ASGI middleware around the whole app: gives each request an id, and tells the log of it."""
+    """ASGI middleware around the whole app: gives each request an id and a span, and tells the log
+    of it."""
 
-    def __init__(self, app: ASGIApp, requests: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, requests: RequestLog, tracer: Tracer = NO_TRACES) -> None:
         self._app = app
         self._requests = requests
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -120,9 +124,13 @@ class RequestTelemetry:
             await self._app(scope, receive, send)
 
     async def _handle(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
-        identity = given_id(given) or self._requests.new_id()
+        given = {name: value for name, value in scope["headers"] if name in _READ}
+        if sum(name == TRACEPARENT for name, _ in scope["headers"]) > 1:
+            del given[TRACEPARENT]  # one of them is forged, and nobody knows which
+        identity = given_id(given.get(REQUEST_ID, b"")) or self._requests.new_id()
         token = request_id.set(identity)
+        trace = given_trace(given.get(TRACEPARENT), given.get(TRACESTATE, b""))
+        trace_token = current_trace.set(trace)
         scope.setdefault("state", {})["request_id"] = identity
         status = 500
         began = time.perf_counter()
@@ -134,12 +142,22 @@ class RequestTelemetry:
                 message["headers"] = [*message["headers"], (REQUEST_ID, identity.encode())]
             await send(message)
 
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         try:
-            await self._app(scope, receive, send_with_id)
+            with self._tracer.span(method, "server", request_attributes(method, identity)) as span:
+                try:
+                    await self._app(scope, receive, send_with_id)
+                finally:
+                    door = str(scope.get("path_template") or "unknown")
+                    seconds = time.perf_counter() - began
+                    user = scope.get("user")
+                    caller = user if isinstance(user, Principal) else None
+                    span.rename(f"{method} {door}")
+                    span.set("http.route", door)
+                    describe_answer(span, status, caller)
+                    self._requests.answered(method, door, status, seconds, caller)
         finally:
-            door = str(scope.get("path_template") or "unknown")
-            seconds = time.perf_counter() - began
-            self._requests.answered(scope["method"], door, status, seconds)
+            current_trace.reset(trace_token)
             request_id.reset(token)
 
 
@@ -149,6 +167,30 @@ def given_id(value: bytes) -> str:
         text = value.decode()
         return text if text.isprintable() else ""
     return ""
+
+
+def given_trace(parent: bytes | None, state: bytes) -> TraceContext | None:
+    """The trace that a caller's request belongs to; None where it says none, or says it wrong."""
+    if parent is None:
+        return None
+    return read_context(parent.decode("latin-1"), state.decode("latin-1"))
+
+
+def request_attributes(method: str, identity: str) -> dict[str, Value]:
+    """What the span of a request says from its beginning. The names are those of OpenTelemetry's
+    stable conventions for HTTP; the path, the query and the caller's address, which may name a
+    unit, are not among them."""
+    known = "_OTHER" if method == "other" else method
+    return {"http.request.method": known, "url.scheme": "http", "turnout.request_id": identity}
+
+
+def describe_answer(span: Span, status: int, caller: Principal | None) -> None:
+    """What the span of a request says at its end."""
+    span.set("http.response.status_code", status)
+    if caller is not None:
+        span.set("turnout.project", caller.project)
+    if status >= 500:
+        span.fail(str(status))
 
 
 def _log_level(method: str, door: str, status: int) -> int:

@@ -191,7 +191,7 @@ class Chronicler:
             await self.look_around()
         except (OSError, TimeoutError, *store.PostgresError) as error:
             self._metrics.failures.labels("round").inc()
-            logger.warning("the chronicle waits", extra={"error": repr(error)})
+            logger.warning("the chronicle waits", extra={"error": error})
             return False
         except Exception:  # a fault of ours must not stop the routers, which live beside this
             self._metrics.failures.labels("round").inc()

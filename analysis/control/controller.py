@@ -21,12 +21,14 @@ from analysis.control.announcer import Announcer
 from analysis.control.decide import decide, finish_run
 from analysis.control.intake import take_in
 from analysis.control.lease import Lease, LostLeaseError
+from analysis.control.sight import look
 from analysis.control.telemetry import AnalysisMetrics
 from analysis.folding.backfill import backfill
 from analysis.folding.fold import BATCH_RECORDS, Folded, fold
 from analysis.folding.totals import renew_totals
 from analysis.upkeep.retention import Retention, ensure_days, forget
 from experiments import store
+from experiments.spans import NO_TRACES, Span, Tracer, Value
 
 LEASE_NAME: Final = "controller"
 LEASE_LIFE: Final = timedelta(seconds=8)
@@ -48,6 +50,7 @@ UPKEEP_REST: Final = 60.0
 take that long of every tick."""
 ID_LIFE: Final = timedelta(days=7)
 _FORGET_EVERY: Final = timedelta(minutes=10)
+_LOOK_EVERY: Final = timedelta(seconds=10)
 
 IDLE_TIME: Final = timedelta(milliseconds=250)
 """What a tick spends on experiments in which nothing has finished; the rest of them is for the next
@@ -148,8 +151,11 @@ class Controller:
         holder: str,
         pace: Pace,
         metrics: AnalysisMetrics,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._pool = pool
+        self._tracer = tracer
+        self._found_work = False
         self._announcer = Announcer(redis)
         self._time = time
         self._elapsed = elapsed
@@ -161,6 +167,7 @@ class Controller:
         self._lagged_at = -math.inf
         metrics.fold_lag.set_function(self._fold_lag)
         self._forgot_at = -math.inf
+        self._saw_at = -math.inf
         self._rests_until: dict[str, float] = {}
         self._retention = None if pace.keep is None else Retention(pace.keep)
         self._batch = FIRST_BATCH
@@ -174,7 +181,7 @@ class Controller:
                 await self._tick_safely()
                 await asyncio.sleep(0 if self._behind else self._pace.tick.total_seconds())
         finally:
-            self._metrics.leader.set(0)
+            self._metrics.leads(False)
             await self._announcer.close()
             async with asyncio.timeout(5), self._pool.acquire() as connection:
                 await self._lease.give_up(connection)
@@ -184,10 +191,10 @@ class Controller:
             async with asyncio.timeout(TICK_TIMEOUT):
                 await self.tick()
         except LostLeaseError:
-            self._metrics.leader.set(0)
+            self._metrics.leads(False)
         except (OSError, TimeoutError, *store.PostgresError) as error:
             self._metrics.failures.labels("tick").inc()
-            logger.warning("tick failed", extra={"error": repr(error)})
+            logger.warning("tick failed", extra={"error": error})
         except Exception:  # a fault of ours must not stop the routers, which live beside this
             self._metrics.failures.labels("tick").inc()
             logger.exception("tick failed")
@@ -196,13 +203,17 @@ class Controller:
         """Do all that is due; whether this process leads."""
         async with self._pool.acquire() as connection:
             term = await self._lease.take(connection)
-        self._metrics.leader.set(term is not None)
+        self._metrics.leads(term is not None)
         if term is None:
             return False
-        await self._renew(term)
-        await self._fold_all()
-        await self._decide_all()
-        await self._keep_up()
+        with self._tracer.span("controller tick", offhand=True) as span:
+            self._found_work = False
+            await self._renew(term)
+            await self._fold_all()
+            await self._decide_all()
+            await self._keep_up()
+            if not self._found_work:
+                span.forget()  # there are several a second
         return True
 
     @asynccontextmanager
@@ -256,11 +267,17 @@ class Controller:
         return self._lag.total_seconds() + self._elapsed() - self._lagged_at
 
     async def _fold(self) -> Folded:
-        async with self._leading() as (connection, _):
-            now = await self._time(connection)
-            await take_in(connection, now)
-            folded = await fold(connection, now, self._batch)
-            watermark = await _watermark(connection)
+        with self._tracer.span("fold", offhand=True) as span:
+            async with self._leading() as (connection, _):
+                now = await self._time(connection)
+                await take_in(connection, now)
+                folded = await fold(connection, now, self._batch)
+                watermark = await _watermark(connection)
+            span.set("turnout.records", folded.records)
+            if folded.records:
+                self._found_work = True
+            else:
+                span.forget()
         self._metrics.folded.inc(folded.records)
         self._lag = None if watermark is None else now - watermark
         self._lagged_at = self._elapsed()
@@ -293,19 +310,25 @@ class Controller:
             self._looked[row["id"]] = self._elapsed()
         project, key = row["project"], row["key"]
         try:
-            await self._decide(project, key, row["run"], watermark)
+            about: dict[str, Value] = {"turnout.project": project, "turnout.experiment": key}
+            with self._tracer.span("decide", attributes=about, offhand=True) as span:
+                await self._decide(project, key, row["run"], watermark, span)
         except (LostLeaseError, OSError, TimeoutError, *_CONNECTION_ERRORS):
             raise
         except Exception:  # whatever it is, the guards of the other experiments go on
+            self._found_work = True
             self._metrics.failures.labels("decision").inc()
             logger.exception("decision failed", extra={"project": project, "experiment": key})
 
-    async def _decide(self, project: str, key: str, run: int, watermark: datetime) -> None:
+    async def _decide(
+        self, project: str, key: str, run: int, watermark: datetime, span: Span
+    ) -> None:
         """Decide on an experiment; of a run that another one followed, finish what is open."""
         lateness = self._pace.lateness
         async with self._leading() as (connection, term):
             record = await store.get_experiment(connection, project, key, lock=True)
             if record is None:
+                span.forget()
                 return
             # Whatever clock jumps back, nothing is decided before what was decided last.
             clock = await self._time(connection)
@@ -314,6 +337,7 @@ class Controller:
                 await finish_run(
                     connection, record, run, watermark=watermark, lateness=lateness, now=now
                 )
+                span.forget()
                 return
             decided = await decide(
                 connection,
@@ -325,9 +349,14 @@ class Controller:
                 clock=clock,
             )
         if decided:
+            self._found_work = True
             self._announcer.tell(project)
+        else:
+            span.forget()
         for each in decided:
-            self._metrics.decisions.labels(project, key, each.kind, each.rule, each.code).inc()
+            told = {"turnout.kind": each.kind, "turnout.rule": each.rule, "turnout.code": each.code}
+            span.event("decision", {**told, "turnout.experiment": key})
+            self._metrics.decided(project, key, each.kind, each.rule, each.code)
             logger.info(
                 "decision",
                 extra={
@@ -347,6 +376,7 @@ class Controller:
             ("backfill", self._backfill),
             ("retention", self._retain),
             ("forgetting", self._forget),
+            ("sight", self._look),
         ):
             if self._elapsed() < self._rests_until.get(name, -math.inf):
                 continue
@@ -359,7 +389,7 @@ class Controller:
                 self._rests_until[name] = self._elapsed() + UPKEEP_REST
                 self._metrics.failures.labels("upkeep").inc()
                 if isinstance(error, (OSError, TimeoutError, *store.PostgresError)):
-                    logger.warning("upkeep failed", extra={"part": name, "error": repr(error)})
+                    logger.warning("upkeep failed", extra={"part": name, "error": error})
                 else:
                     logger.exception("upkeep failed", extra={"part": name})
 
@@ -380,6 +410,13 @@ class Controller:
         while more and self._elapsed() - begun < RETENTION_TIME.total_seconds():
             async with self._leading() as (connection, _):
                 more = await self._retention.step(connection, await self._time(connection))
+
+    async def _look(self) -> None:
+        if self._elapsed() - self._saw_at < _LOOK_EVERY.total_seconds():
+            return
+        async with self._pool.acquire() as connection:
+            self._metrics.sights.sight = await look(connection)
+        self._saw_at = self._elapsed()
 
     async def _forget(self) -> None:
         if self._elapsed() - self._forgot_at < _FORGET_EVERY.total_seconds():

@@ -12,17 +12,25 @@ from analysis.control import ramp, ramp_rule
 from analysis.control.ramp import Code, Status
 from analysis.control.ruling import STALE_AFTER
 from experiments import lifecycle, ramp_hand, ramps, store
+from experiments.acts import Reasoned, plain
 from experiments.allocation import traffic_of
-from experiments.api import Reasoned, UseCase, etag, write_change
-from experiments.doors import PathKey, json_response, principal_of, read_as, read_json
+from experiments.doors import PathKey, json_response, principal_of, read_json
 from experiments.lifecycle import Change
 from experiments.model import Duration, RampPolicy, Reason, State
+from experiments.problems import ProblemError
+from experiments.proposals.acts import Act, of_record, on_experiment
+from experiments.proposals.gate import PROPOSES, do, is_demanded
+from experiments.proposals.model import APPROVED_BY
 from experiments.ramp import RampState, current_step
 from experiments.records import ExperimentRecord
+from experiments.revisions import etag
 from experiments.states import HOLDS_SLOTS
 from experiments.writes import Control, ControlPlane
 
 _WATERMARK: Final = "select nullif(watermark, '-infinity') from fold_position"
+_STARTED_BY: Final = """
+    select actor from epoch where experiment = $1 and run = $2 order by number limit 1
+"""
 
 
 class StepChosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,20 +182,47 @@ def _place(number: int, last: int, state: RampState | None) -> Literal["done", "
     return "done" if number < state.step or (state.completed and number == last) else "now"
 
 
-async def _change(
+async def _show(
+    connection: store.Connection,
     control: ControlPlane,
-    request: Request[Any, Any, Any],
-    key: str,
-    sent: Any,
-    reason: str,
-    use_case: UseCase,
-) -> Response[bytes]:
-    """Do what a hand asks for; the answer is the ramp as it stands then."""
+    _: ExperimentRecord,
+    after: ExperimentRecord,
+) -> RampView:
+    """The answer to what a hand does: the ramp as it stands then."""
+    return await view(connection, after, control.clock())
 
-    async def show(connection: store.Connection, record: ExperimentRecord) -> RampView:
-        return await view(connection, record, control.clock())
 
-    return await write_change(control, request, key, sent, reason, use_case, show)
+async def _approve(
+    connection: store.Connection, record: ExperimentRecord, body: StepChosen, change: Change
+) -> ExperimentRecord:
+    """Approve a step. It is a second pair of eyes by itself, so that where the project demands one
+    for moves of traffic, nobody approves a step of a run that they have started.
+
+    Raises:
+        ProblemError: `forbidden`.
+    """
+    if await is_demanded(connection, record.project, "allocation"):
+        started: str | None = await connection.fetchval(_STARTED_BY, record.id, record.run)
+        if started is not None and started.partition(APPROVED_BY)[0] == change.actor:
+            raise ProblemError(
+                "forbidden",
+                "You have started this run: another has to approve its steps, with a key of their"
+                " own",
+            )
+    return await ramp_hand.approve(connection, record, body.step, change)
+
+
+async def _jump(
+    connection: store.Connection, record: ExperimentRecord, body: StepChosen, change: Change
+) -> ExperimentRecord:
+    return await ramp_hand.jump(connection, record, body.step, change)
+
+
+APPROVE: Final = on_experiment("approve", StepChosen, _approve, _show)
+JUMP: Final = on_experiment("jump", StepChosen, _jump, _show, of_record(lambda _, __: "allocation"))
+PAUSE: Final = on_experiment("ramp_pause", Reasoned, plain(ramp_hand.pause), _show)
+RESUME: Final = on_experiment("ramp_resume", Reasoned, plain(ramp_hand.resume), _show)
+ACTS: Final[tuple[Act, ...]] = (APPROVE, JUMP, PAUSE, RESUME)
 
 
 @get("/v1/experiments/{key:str}/ramp", opt={"permission": "read", "gives": RampView}, tags=["ramp"])
@@ -214,36 +249,20 @@ async def approve_step(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Approve a step that waits for it, or will: this one alone."""
-    sent = await read_json(request)
-    body = read_as(StepChosen, sent)
-
-    async def use_case(
-        connection: store.Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        return await ramp_hand.approve(connection, record, body.step, change)
-
-    return await _change(control, request, key, sent, body.reason, use_case)
+    return await do(control, request, APPROVE, key, await read_json(request))
 
 
 @post(
     "/v1/experiments/{key:str}/ramp/jump",
     status_code=200,
-    opt={"permission": "write", "takes": StepChosen, "gives": RampView},
+    opt={"permission": "write", "takes": StepChosen, "gives": RampView, **PROPOSES},
     tags=["ramp"],
 )
 async def jump_to_step(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Go to a step, ahead or back, whatever the ramp waits for; its time begins anew."""
-    sent = await read_json(request)
-    body = read_as(StepChosen, sent)
-
-    async def use_case(
-        connection: store.Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        return await ramp_hand.jump(connection, record, body.step, change)
-
-    return await _change(control, request, key, sent, body.reason, use_case)
+    return await do(control, request, JUMP, key, await read_json(request))
 
 
 @post(
@@ -256,7 +275,7 @@ async def pause_ramp(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Let the steps wait; the traffic stays as it is, and the guard goes on watching."""
-    return await _moved(request, control, key, ramp_hand.pause)
+    return await do(control, request, PAUSE, key, await read_json(request))
 
 
 @post(
@@ -269,15 +288,7 @@ async def resume_ramp(
     request: Request[Any, Any, Any], control: Control, key: PathKey
 ) -> Response[bytes]:
     """Let the steps go on, with as much of their time as had passed before the pause."""
-    return await _moved(request, control, key, ramp_hand.resume)
-
-
-async def _moved(
-    request: Request[Any, Any, Any], control: ControlPlane, key: str, use_case: UseCase
-) -> Response[bytes]:
-    sent = await read_json(request)
-    body = read_as(Reasoned, sent)
-    return await _change(control, request, key, sent, body.reason, use_case)
+    return await do(control, request, RESUME, key, await read_json(request))
 
 
 ROUTES: Final[list[HTTPRouteHandler]] = [

@@ -138,7 +138,8 @@ async def take_snapshot(
         headers = {"Location": f"/v1/snapshots/{kept.id}"}
         return Answer(201, headers, msgspec.json.encode(view_of(kept)))
 
-    return await write(control, request, sent, act)
+    target = f"experiments/{key}"
+    return await write(control, request, sent, act, action="snapshot.take", target=target)
 
 
 @get(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -21,8 +22,11 @@ RowReading = Literal["fixed", "continuous", "planned", "bayesian", "batched_ols"
 
 _SAME: Final = 1e-6
 """Of the width of an interval: two whose ends are as close as this are one, but for rounding."""
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""What a formula begins with, for one spreadsheet or another (OWASP, "CSV injection")."""
+_FORMULA: Final = re.compile(r"(^|[;\t\r\n])(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])")
+"""Where a formula begins, for one spreadsheet or another, some of which part cells at a semicolon.
+
+SOURCE: OWASP, "CSV Injection".
+"""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -102,18 +106,30 @@ def rows(report: Report) -> Iterator[Row]:
 def to_csv(report: Report) -> str:
     """The table as CSV with a header. A cell is empty where its number is not defined.
 
-    A spreadsheet takes text that begins like a formula for one, and may run it. The names of
+    A spreadsheet takes text that begins like a formula for one, and may run it. Names and values of
     attributes are the only text here in which that could do harm: keys hold no character that a
-    formula needs, and values of attributes are JSON. So those get an apostrophe in front.
+    formula needs. So names get an apostrophe in front. Values are JSON, where a cell could begin
+    at a semicolon only, which is written as an escape then: it is the same value.
     """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(Row.__struct_fields__)
     for row in rows(report):
-        if row.attribute is not None and row.attribute.startswith(_FORMULA):
-            row = msgspec.structs.replace(row, attribute=f"'{row.attribute}")  # noqa: PLW2901
-        writer.writerow("" if cell is None else cell for cell in msgspec.structs.astuple(row))
+        writer.writerow(
+            "" if cell is None else cell for cell in msgspec.structs.astuple(_tame(row))
+        )
     return text.getvalue()
+
+
+def _tame(row: Row) -> Row:
+    """A row in which nothing is a formula."""
+    if row.attribute is None or row.segment is None:
+        return row
+    return msgspec.structs.replace(
+        row,
+        attribute=_FORMULA.sub(r"\1'", row.attribute),
+        segment=_FORMULA.sub(lambda found: "\\u003b" if found[1] else "", row.segment),
+    )
 
 
 def _blank(metric: MetricReport, treatment: str, report: Report) -> Row:

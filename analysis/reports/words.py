@@ -186,6 +186,10 @@ def cell(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-_ESCAPES: Final = str.maketrans(
-    {"\\": "\\\\", "|": "\\|", "<": "&lt;", "`": "\\`", "\n": " ", "\r": " "}
+_ESCAPES: Final[dict[int, str]] = str.maketrans(
+    {
+        **{chr(code): " " for code in (*range(32), *range(127, 160))},  # some move a cursor
+        **{character: f"\\{character}" for character in "\\|`[]"},
+        "<": "&lt;",
+    }
 )

@@ -1,6 +1,5 @@
 """The door that forgets a unit. The id comes in the body, for paths are logged everywhere."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -19,7 +18,7 @@ from experiments.model import Key, Reason
 from experiments.once import Answer
 from experiments.problems import FieldProblem, invalid
 from experiments.projects import Project, get_project, unit_key
-from experiments.units import MAX_UNITS, UnitId, UnitKey, unit_problem
+from experiments.units import MAX_UNITS, UnitId, UnitKey, names_unit, unit_problem
 from experiments.writes import Control, write
 
 ReadsLetters: TypeAlias = NamedDependency[SkipValidation[NamesUnit]]
@@ -62,7 +61,8 @@ async def erase_units(
 
     # A hash of what was sent is kept for a retry; it must tell no more than a tombstone does.
     tombstones = {kind: key.tombstone(kind, unit).hex() for kind, unit in units}
-    answer = await write(control, request, {"units": tombstones, "reason": body.reason}, act)
+    sent = {"units": tombstones, "reason": body.reason}
+    answer = await write(control, request, sent, act, action="unit.erase", target="units")
     # Once more, for a unit that came meanwhile: its exposure met the tombstone. A retry of what
     # failed here comes by here again.
     async with store.borrow(control.pool) as connection:
@@ -89,7 +89,7 @@ def _units(body: EraseRequest, default_unit_type: str) -> Mapping[str, str]:
         for path, unit in named.items()
         if (detail := unit_problem(unit)) is not None
     ]
-    if any(re.search(rf"(?<!\w){re.escape(unit)}(?!\w)", body.reason) for unit in named.values()):
+    if any(names_unit(body.reason, unit) for unit in named.values()):
         detail = "must not name the unit, for the reason is kept: name the request instead"
         problems.append(FieldProblem("reason", "value", detail))
     if problems:

@@ -28,13 +28,14 @@ from dashboard.experiment.people import read_notes, who
 from dashboard.plane import Pages, PagesPlane
 from dashboard.security import Form
 from experiments import lifecycle, ramps, store
-from experiments.api import write_change
+from experiments.acts import AMEND
 from experiments.definition import definition_to_builtins, parse_definition, patch_between
 from experiments.doors import principal_of
 from experiments.lifecycle import Change
 from experiments.once import Answer
 from experiments.problems import ProblemError
-from experiments.records import ExperimentRecord
+from experiments.proposals.acts import Subject
+from experiments.proposals.gate import write_act
 from experiments.writes import write
 
 _MOST_REASON: Final = 1_000
@@ -89,7 +90,7 @@ async def save(request: Request[Any, Any, Any], pages: Pages, form: Form) -> Res
         work = msgspec.structs.replace(work, reason_wrong="say why: the revision keeps it")
         return await _show(request, pages, work, _PAGE, 422)
     try:
-        key = await _save(request, pages, work, reason[:_MOST_REASON])
+        to = await _save(request, pages, work, reason[:_MOST_REASON])
     except ProblemError as refused:
         if refused.type == "revision-mismatch":
             return await _mismatch(request, pages, work)
@@ -98,7 +99,6 @@ async def save(request: Request[Any, Any, Any], pages: Pages, form: Form) -> Res
         if refused.type == "conflict":
             work = msgspec.structs.replace(work, refused=refused.detail)
         return await _show(request, pages, work, _PAGE, refused.status)
-    to = f"/experiments/{quote(key, safe='')}"
     if sent["do"] == "start":
         to += "/actions/start"
     return Response(b"", status_code=303, headers={"Location": to})
@@ -119,7 +119,7 @@ async def _work(request: Request[Any, Any, Any], pages: PagesPlane, sent: dict[s
 
 
 async def _save(request: Request[Any, Any, Any], pages: PagesPlane, work: Work, reason: str) -> str:
-    """Save as the API does; the key of what was saved.
+    """Save as the API does; the page of what was saved.
 
     Raises:
         ProblemError: what the API would answer.
@@ -133,21 +133,25 @@ async def _save(request: Request[Any, Any, Any], pages: PagesPlane, work: Work, 
             await lifecycle.define(connection, principal.project, definition, change)
             return Answer(201, {}, b"")
 
-        await write(pages.control, request, document, act)
-        return definition.key
+        target = f"experiments/{definition.key}"
+        await write(
+            pages.control, request, document, act, action="experiment.create", target=target
+        )
+        return f"/experiments/{quote(definition.key, safe='')}"
 
-    async def amend(
-        connection: store.Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        if record.revision != work.revision:
-            detail = f"The latest revision is {record.revision}, this one is of {work.revision}"
+    revision = work.revision
+
+    def expect(subject: Subject) -> None:
+        if subject.revision != revision:
+            detail = f"The latest revision is {subject.revision}, this one is of {revision}"
             raise ProblemError("revision-mismatch", detail)
-        patch = patch_between(definition_to_builtins(record.definition), document)
-        return await lifecycle.amend(connection, record, patch, change)
 
-    key = work.record.key
-    await write_change(pages.control, request, key, document, reason or "changed", amend)
-    return key
+    record = work.record
+    patch = patch_between(definition_to_builtins(record.definition), document)
+    asked = AMEND.read(principal.project, record.key, patch, reason or "changed")
+    answer = await write_act(pages.control, request, AMEND, asked, expect=expect)
+    proposed = "?done=proposed" if answer.status_code == 202 else ""
+    return f"/experiments/{quote(record.key, safe='')}{proposed}"
 
 
 async def _show(

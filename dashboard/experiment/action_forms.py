@@ -10,7 +10,14 @@ import msgspec
 from analysis.control.ramp_api import RampView
 from analysis.control.standing import StandingAlarms
 from analysis.reports.model import Verdict
-from dashboard.experiment.actions import Style, Verb, label_of, style_of, to_approve
+from dashboard.experiment.actions import (
+    Style,
+    Verb,
+    demand_of,
+    label_of,
+    style_of,
+    to_approve,
+)
 from dashboard.experiment.history_allocation import EpochFacts, share_words, split_words
 from experiments.definition import WEIGHT_TOLERANCE
 from experiments.model import RampPolicy
@@ -39,13 +46,14 @@ _TITLES: Final[Mapping[Verb, str]] = {
 
 class FormFacts(msgspec.Struct, frozen=True):
     """What a form is made from. `epoch` is the current one, None before the first run; `verdict`
-    is the report's, where it matters."""
+    is the report's, where it matters; `approvals` is what another has to approve."""
 
     record: ExperimentRecord
     epoch: EpochFacts | None
     ramp: RampView | None
     alarms: StandingAlarms
     verdict: Verdict | None = None
+    approvals: frozenset[str] = frozenset()
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -126,14 +134,15 @@ def make_form(
         problem: what stood against it.
     """
     record = facts.record
+    proposes = demand_of(verb, facts.alarms) in facts.approvals
     return ActionForm(
         verb=verb,
         title=_TITLES[verb],
-        submit=label_of(verb, record),
+        submit=label_of(verb, record, proposes=proposes),
         style="primary" if style_of(verb) == "plain" else style_of(verb),
         action=f"/experiments/{record.key}/actions/{verb}",
         back=f"/experiments/{record.key}",
-        effects=_EFFECTS[verb](facts),
+        effects=(*_EFFECTS[verb](facts), *_approval(verb, facts, proposes=proposes)),
         advice=_advice(verb, facts.verdict),
         choice=_choice(verb, facts, sent),
         weights=_weights(facts, sent) if verb == "allocate" else (),
@@ -328,6 +337,16 @@ _EFFECTS: Final[Mapping[Verb, Any]] = {
     "ramp_pause": _ramp_pause,
     "ramp_resume": _ramp_resume,
 }
+
+
+def _approval(verb: Verb, facts: FormFacts, *, proposes: bool) -> tuple[str, ...]:
+    """What the second pair of eyes has to do with it."""
+    if proposes:
+        return ("This only proposes it. It is done once somebody else approves.",)
+    if verb == "conclude" and "change" in facts.approvals:
+        control = _control(facts)
+        return (f"To ship anything but {control} is only proposed: somebody else approves it.",)
+    return ()
 
 
 def _advice(verb: Verb, verdict: Verdict | None) -> str:

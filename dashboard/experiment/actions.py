@@ -13,6 +13,7 @@ from analysis.control.standing import StandingAlarms
 from dashboard.experiment.history import HistoryFacts
 from experiments.keys import Principal
 from experiments.model import HOLDOUT
+from experiments.proposals.model import Demand
 from experiments.records import ExperimentRecord
 from experiments.states import HOLDS_SLOTS, allowed
 
@@ -39,6 +40,13 @@ DANGEROUS: Final[frozenset[Verb]] = frozenset(
     {"rollback", "rollback_variant", "conclude", "archive"}
 )
 Style: TypeAlias = Literal["plain", "primary", "danger"]
+_DEMANDS: Final[dict[Verb, Demand]] = {
+    "start": "start",
+    "allocate": "allocation",
+    "jump": "allocation",
+    "resume_variant": "allocation",
+    "overrule": "allocation",
+}
 
 _DONE: Final[dict[str, str]] = {
     "start": "Started. Units are enrolled from now on.",
@@ -50,6 +58,10 @@ _DONE: Final[dict[str, str]] = {
     "rollback_variant": "Variant rolled back. The control has its traffic.",
     "resume_variant": "Variant resumed. It has its slots again.",
     "allocate": "The traffic was set.",
+    "proposed": "Proposed. Nothing is changed until somebody else approves it.",
+    "approved": "Approved, and done.",
+    "rejected": "Rejected. Nothing was changed.",
+    "withdrawn": "Withdrawn. Nothing was changed.",
     "unmoved": "Less than 1 % of the traffic would have moved, so nothing was changed.",
     "overrule": "Overruled. The guard watches in a new generation.",
     "approve": "Approved. The ramp goes on as soon as the step's other conditions are met.",
@@ -79,15 +91,29 @@ class Actions(msgspec.Struct, frozen=True):
     notice: str = ""
 
 
-def actions_view(principal: Principal, facts: HistoryFacts, done: str = "") -> Actions:
+def actions_view(
+    principal: Principal,
+    facts: HistoryFacts,
+    done: str = "",
+    approvals: frozenset[str] = frozenset(),
+) -> Actions:
     """What this visitor can do to an experiment as it stands.
 
     Args:
         done: the page's parameter of the same name: what was done just now.
+        approvals: what the project demands that another approves: there a button proposes.
     """
     record = facts.record
     verbs = possible(record, facts.ramp, facts.alarms) if principal.may("write") else ()
-    buttons = {verb: _button(verb, record, facts.ramp) for verb in verbs}
+    buttons = {
+        verb: _button(
+            verb,
+            record,
+            facts.ramp,
+            proposes=demand_of(verb, facts.alarms) in approvals,
+        )
+        for verb in verbs
+    }
     first = _first(record, facts.ramp)
     rest = [verb for verb in verbs if verb not in RAMP_VERBS and verb not in first]
     return Actions(
@@ -162,10 +188,18 @@ def is_awaited(ramp: RampView | None) -> bool:
     return ramp is not None and ramp.status == "awaiting_approval"
 
 
-def label_of(verb: Verb, record: ExperimentRecord) -> str:
+def demand_of(verb: Verb, alarms: StandingAlarms) -> Demand | None:
+    """What a project has to demand for a button to propose instead of doing: as the acts have it.
+    To conclude is left out, for whether that has to be approved depends on what is shipped."""
+    if verb == "resume":  # to overrule the guard, or to go on with what was there
+        return "allocation" if alarms.paused_by_guard else None
+    return _DEMANDS.get(verb)
+
+
+def label_of(verb: Verb, record: ExperimentRecord, *, proposes: bool = False) -> str:
     """What a button says."""
     again = record.run > 0
-    return {
+    label = {
         "start": f"Start run {record.run + 1}" if again else "Start",
         "pause": "Pause",
         "resume": "Resume",
@@ -181,10 +215,13 @@ def label_of(verb: Verb, record: ExperimentRecord) -> str:
         "ramp_pause": "Pause the ramp",
         "ramp_resume": "Resume the ramp",
     }[verb]
+    return f"Propose to {label[:1].lower()}{label[1:]}" if proposes else label
 
 
-def _button(verb: Verb, record: ExperimentRecord, ramp: RampView | None) -> Button:
-    label, style = label_of(verb, record), style_of(verb)
+def _button(
+    verb: Verb, record: ExperimentRecord, ramp: RampView | None, *, proposes: bool
+) -> Button:
+    label, style = label_of(verb, record, proposes=proposes), style_of(verb)
     if verb == "approve" and ramp is not None and is_awaited(ramp):
         label, style = f"Approve step {ramp.step}", "primary"
     return Button(verb, label, f"/experiments/{record.key}/actions/{verb}", style)

@@ -6,7 +6,7 @@ is done, and the form says so.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, cast
 
 import msgspec
@@ -15,8 +15,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import PathParameter
 
 from analysis.control import ramp_api
-from analysis.control.overruling import overrule
-from analysis.control.ramp_api import StepChosen
+from analysis.control.acts import ACTS
 from analysis.control.standing import read_standing_alarms
 from analysis.reports.facts import read_facts
 from analysis.reports.report import make_report
@@ -32,36 +31,20 @@ from dashboard.experiment.action_forms import (
 from dashboard.experiment.actions import VERBS, Verb, label_of, possible
 from dashboard.experiment.history_allocation import read_epochs
 from dashboard.plane import Pages, PagesPlane
-from dashboard.security import Form
-from experiments import lifecycle, paths, ramp_hand, store
-from experiments.api import (
-    AllocationChange,
-    Conclusion,
-    Reasoned,
-    ReasonedOfVariant,
-    UseCase,
-    checked_weights,
-    etag,
-    write_change,
-)
-from experiments.doors import PathKey, principal_of, read_as
-from experiments.lifecycle import Change
+from dashboard.security import Form, as_api
+from experiments import lifecycle, paths, store
+from experiments.doors import PathKey, principal_of
 from experiments.model import HOLDOUT, RampPolicy
 from experiments.once import HEADER, MAX_KEY
 from experiments.problems import ProblemError
+from experiments.projects import approvals_of
+from experiments.proposals.acts import Subject
+from experiments.proposals.gate import write_act
 from experiments.records import ExperimentRecord
-from experiments.store import Connection
+from experiments.revisions import etag
 
 _PathVerb = Annotated[str, PathParameter(description="what is done")]
 _KEY_BYTES: Final = 16
-
-
-class _Asked(msgspec.Struct, frozen=True):
-    """What a form asks for: the body as the API would take it, and the use case."""
-
-    sent: Any
-    reason: str
-    use_case: UseCase
 
 
 @get(
@@ -112,50 +95,44 @@ async def _do(
     verb: Verb,
     fields: Mapping[str, str],
 ) -> str:
-    """Do it; what was done, in a word that the page knows."""
-    asked = _ASKED[verb](fields) if verb in _ASKED else _plain(verb, fields)
+    """Do it, or propose it; what was done, in a word that the page knows."""
+    api_verb, sent = _sent(verb, fields)
     opened = fields.get("opened", "")
     revision, _, _ = opened.partition(".")
     if not (revision.isascii() and revision.isdigit() and len(revision) < _DIGITS):
         raise ProblemError("malformed", "The form does not say to what it was opened")
-    moved = [True]
+    act = ACTS[api_verb]
+    asked = act.read(principal_of(request).project, key, sent)
+    epoch = 0
 
-    async def use_case(
-        connection: Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        if opened_at(record) != opened:  # the revision was compared before; run and state are not
+    def expect(subject: Subject) -> None:
+        nonlocal epoch
+        record, epoch = subject.record, subject.epoch
+        # The revision was compared before; run and state are not.
+        if record is not None and opened_at(record) != opened:
             raise ProblemError(
                 "revision-mismatch", f"It is {record.state} now, in run {record.run}"
             )
-        changed = await asked.use_case(connection, record, change)
-        moved[0] = verb != "allocate" or changed.epoch != record.epoch
-        return changed
-
-    async def show(_: Connection, __: ExperimentRecord) -> str:
-        return verb if moved[0] else "unmoved"
 
     once = fields.get("once", "")[:MAX_KEY]
-    answer = await write_change(
-        pages.control,
-        _as_api(request, revision, once),
-        key,
-        asked.sent,
-        asked.reason,
-        use_case,
-        show,
-    )
-    done: str = msgspec.json.decode(answer.content, type=str)
-    return done
+    if verb == "allocate" and not sent.keys() - {"reason"}:
+        return "unmoved"
+    headers = {"if-match": etag(int(revision))["ETag"]} | ({HEADER: once} if once else {})
+    api = as_api(request, headers)
+    answer = await write_act(pages.control, api, act, asked, expect=expect)
+    if answer.status_code == 202:
+        return "proposed"
+    if verb != "allocate":
+        return verb
+    # Where it was done before, by the same form, nothing was locked.
+    moved = epoch == 0 or msgspec.json.decode(answer.content, type=_AtEpoch).epoch != epoch
+    return verb if moved else "unmoved"
 
 
-def _as_api(request: Request[Any, Any, Any], revision: str, once: str) -> Request[Any, Any, Any]:
-    """The request as a client of the API would have sent it: with headers in the place of the
-    fields that a form has for them."""
-    headers = [(b"if-match", etag(int(revision))["ETag"].encode())]
-    if once:
-        headers.append((HEADER.encode(), once.encode("latin-1", "replace")))
-    scope = {**request.scope, "headers": headers, "state": {}}
-    return Request(cast(Any, scope))
+class _AtEpoch(msgspec.Struct, frozen=True):
+    """What matters here of an experiment as the API shows it."""
+
+    epoch: int
 
 
 def _reason(fields: Mapping[str, str]) -> str:
@@ -163,67 +140,30 @@ def _reason(fields: Mapping[str, str]) -> str:
     return fields.get("reason", "").replace("\r\n", "\n").strip()
 
 
-def _plain(verb: Verb, fields: Mapping[str, str]) -> _Asked:
-    sent = {"reason": _reason(fields)}
-    return _Asked(sent, read_as(Reasoned, sent).reason, _PLAIN[verb])
-
-
-def _of_variant(
-    move: Callable[[Connection, ExperimentRecord, str, Change], Awaitable[ExperimentRecord]],
-) -> Callable[[Mapping[str, str]], _Asked]:
-    def ask(fields: Mapping[str, str]) -> _Asked:
-        sent = {"reason": _reason(fields), "variant": fields.get("variant", "")}
-        body = read_as(ReasonedOfVariant, sent)
-        variant = body.variant or ""
-
-        async def use_case(
-            connection: Connection, record: ExperimentRecord, change: Change
-        ) -> ExperimentRecord:
-            return await move(connection, record, variant, change)
-
-        return _Asked(sent, body.reason, use_case)
-
-    return ask
-
-
-def _of_step(
-    move: Callable[[Connection, ExperimentRecord, int, Change], Awaitable[ExperimentRecord]],
-) -> Callable[[Mapping[str, str]], _Asked]:
-    def ask(fields: Mapping[str, str]) -> _Asked:
-        step = fields.get("step", "")
-        number = int(step) if step.isascii() and step.isdigit() and len(step) < _DIGITS else 0
-        sent = {"reason": _reason(fields), "step": number}
-        body = read_as(StepChosen, sent)
-
-        async def use_case(
-            connection: Connection, record: ExperimentRecord, change: Change
-        ) -> ExperimentRecord:
-            return await move(connection, record, body.step, change)
-
-        return _Asked(sent, body.reason, use_case)
-
-    return ask
-
-
 _DIGITS: Final = 6
 
 
-def _conclude(fields: Mapping[str, str]) -> _Asked:
-    sent = {"reason": _reason(fields), "ship": fields.get("ship", "")}
-    body = read_as(Conclusion, sent)
+def _sent(verb: Verb, fields: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """What a form asks for: the verb of the act, and the body as the API takes it."""
+    sent: dict[str, Any] = {"reason": _reason(fields)}
+    match verb:
+        case "conclude":
+            sent["ship"] = fields.get("ship", "")
+        case "allocate":
+            sent |= _allocation(fields)
+        case "rollback_variant" | "resume_variant":
+            sent["variant"] = fields.get("variant", "")
+        case "approve" | "jump":
+            step = fields.get("step", "")
+            is_number = step.isascii() and step.isdigit() and len(step) < _DIGITS
+            sent["step"] = int(step) if is_number else 0
+    return verb.removesuffix("_variant"), sent
 
-    async def use_case(
-        connection: Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        return await lifecycle.conclude(connection, record, body.ship, change)
 
-    return _Asked(sent, body.reason, use_case)
-
-
-def _allocate(fields: Mapping[str, str]) -> _Asked:
+def _allocation(fields: Mapping[str, str]) -> dict[str, Any]:
     """What was not touched stays as routers use it now, wherever a bandit has moved it to."""
     names = [name for name in fields if name.startswith("weights.")]
-    sent: dict[str, Any] = {"reason": _reason(fields)}
+    sent: dict[str, Any] = {}
     if was_touched(fields, names):
         sent["weights"] = {
             name.removeprefix("weights."): read_percent(name, fields[name]) for name in names
@@ -232,37 +172,7 @@ def _allocate(fields: Mapping[str, str]) -> _Asked:
         sent["traffic"] = read_percent("traffic", fields["traffic"])
     weights = {paths.field("weights", key): share for key, share in sent.get("weights", {}).items()}
     check_percents(weights, sent.get("traffic"))
-    body = read_as(AllocationChange, sent)
-
-    async def use_case(
-        connection: Connection, record: ExperimentRecord, change: Change
-    ) -> ExperimentRecord:
-        if body.weights is None and body.traffic is None:
-            return record
-        weights = None if body.weights is None else checked_weights(body.weights, record)
-        return await lifecycle.allocate(connection, record, weights, body.traffic, change)
-
-    return _Asked(sent, body.reason, use_case)
-
-
-_PLAIN: Final[Mapping[Verb, UseCase]] = {
-    "start": lifecycle.start,
-    "pause": lifecycle.pause,
-    "resume": lifecycle.resume,
-    "rollback": lifecycle.roll_back,
-    "archive": lifecycle.archive,
-    "overrule": overrule,
-    "ramp_pause": ramp_hand.pause,
-    "ramp_resume": ramp_hand.resume,
-}
-_ASKED: Final[Mapping[Verb, Callable[[Mapping[str, str]], _Asked]]] = {
-    "conclude": _conclude,
-    "allocate": _allocate,
-    "rollback_variant": _of_variant(lifecycle.roll_back_variant),
-    "resume_variant": _of_variant(lifecycle.resume_variant),
-    "approve": _of_step(ramp_hand.approve),
-    "jump": _of_step(ramp_hand.jump),
-}
+    return sent
 
 
 async def _form_page(
@@ -330,6 +240,7 @@ async def _read(pages: PagesPlane, project: str, key: str, verb: Verb) -> FormFa
             epoch=epochs.get(record.epoch),
             ramp=await ramp_api.view(connection, record, now) if is_ramp else None,
             alarms=await read_standing_alarms(connection, record),
+            approvals=await approvals_of(connection, project),
         )
         if verb == "conclude" and record.run:
             report = await read_facts(connection, record, now, pages.analysis.lateness)

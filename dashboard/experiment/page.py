@@ -23,10 +23,12 @@ from dashboard.experiment.people import Who, read_notes, who
 from dashboard.experiment.results import results_view
 from dashboard.experiment.results_course import drawn_of
 from dashboard.plane import Pages
+from dashboard.proposals.page import read_waiting
 from dashboard.snapshots import read_share
 from experiments import lifecycle, store
 from experiments.doors import PathKey, principal_of
 from experiments.model import HOLDOUT, State
+from experiments.projects import approvals_of
 from experiments.records import ExperimentRecord
 from experiments.store import Connection
 
@@ -75,12 +77,15 @@ async def experiment_page(
         )
         history = await read_history(connection, record, now, decisions)
         share = await read_share(connection, record)
+        approvals = await approvals_of(connection, caller.project)
+        waiting = await read_waiting(connection, pages, caller, record.key)
         standing = await _standing(connection, record, by_guard=bool(facts.by_guard))
     context = {
         "record": record,
         "standing": standing,
         "share": share,
-        "actions": actions_view(caller, history, done),
+        "actions": actions_view(caller, history, done, approvals),
+        "waiting": waiting,
         "may_write": caller.may("write") and record.key != HOLDOUT,
         "awaited": _awaited(history),
     }

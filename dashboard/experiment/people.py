@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from analysis.control.acting import ACTOR
+from experiments.proposals.model import APPROVED_BY
 from experiments.store import Connection
 
 _KEY: Final = "key:"
@@ -32,7 +33,8 @@ class Who(msgspec.Struct, frozen=True):
 
 async def read_notes(connection: Connection, project: str, actors: Iterable[str]) -> dict[str, str]:
     """The notes of the keys among these actors, by actor, those that were revoked too."""
-    ids = sorted({actor.removeprefix(_KEY) for actor in actors if actor.startswith(_KEY)})
+    hands = [hand for actor in actors for hand in actor.split(APPROVED_BY)]
+    ids = sorted({hand.removeprefix(_KEY) for hand in hands if hand.startswith(_KEY)})
     if not ids:
         return {}
     rows = await connection.fetch(_NOTES, project, ids)
@@ -47,4 +49,5 @@ def who(actor: str, rule: str, notes: Mapping[str, str]) -> Who:
     """
     if actor == ACTOR:
         return Who(_RULES.get(rule, "Controller"), actor, rule)
-    return Who(notes.get(actor) or actor.removeprefix(_KEY), actor)
+    names = [notes.get(hand) or hand.removeprefix(_KEY) for hand in actor.split(APPROVED_BY)]
+    return Who(APPROVED_BY.join(names), actor)

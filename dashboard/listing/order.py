@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -16,7 +17,7 @@ from experiments.search import Found
 PAGE: Final = 500
 """Rows of a page."""
 Need: TypeAlias = Literal[
-    "alarm", "rolled_back", "data", "stopped", "approval", "overdue", "ship", "end"
+    "alarm", "rolled_back", "data", "stopped", "proposal", "approval", "overdue", "ship", "end"
 ]
 """Why an experiment needs a person: what will not go on, or not go right, until somebody acts.
 
@@ -25,6 +26,7 @@ Need: TypeAlias = Literal[
   what becomes of it. Who has concluded or archived it, or started it again, has.
 - `data`: its data cannot be trusted.
 - `stopped`: units or outcomes came, and come no more: what is waited for will not come.
+- `proposal`: somebody has proposed what another has to approve.
 - `approval`: a ramp waits for one.
 - `overdue`: a step of a ramp is over, and the evidence to go on is not there.
 - `ship`, `end`: its plan is at its end, with a variant to be shipped or without one.
@@ -78,13 +80,14 @@ def select(
     glances: Mapping[int, Glance],
     now: datetime,
     size: int = PAGE,
+    proposals: Mapping[str, int] = MappingProxyType({}),
 ) -> Selection:
     """A page of the experiments that were found, as it is asked for.
 
     A page begins behind an experiment, wherever that stands by then: none is shown twice for
     another's coming. Where it has gone from this view, the first page is shown.
     """
-    listed = [_listed(one, glances.get(one.id), now) for one in found]
+    listed = [_listed(one, glances.get(one.id), now, proposals.get(one.key, 0)) for one in found]
     if asked.health != "any":
         listed = [one for one in listed if _is_so(one, asked.health)]
     counts: Counter[Tab] = Counter()
@@ -101,19 +104,21 @@ def select(
     return Selection(tuple(page), counts, len(shown), page[-1].found.id if more else None)
 
 
-def need_of(found: Found, glance: Glance | None, now: datetime) -> Need | None:
+def need_of(found: Found, glance: Glance | None, now: datetime, proposals: int = 0) -> Need | None:
     """Why it needs a person most, if it does. Drafts wait for nobody, nor does what is over, but
-    for a rollback that is news."""
+    for a rollback that is news, and for proposals."""
     if found.state == "rolled_back":
         ended = found.ended_at or found.updated_at
-        return "rolled_back" if now - ended < NEWS else None
+        if now - ended < NEWS:
+            return "rolled_back"
     if glance is None or found.state not in _LIVE:
-        return None
+        return "proposal" if proposals else None
     needs: Mapping[Need, bool] = {
         "alarm": glance.alarms > 0,
         "data": glance.health == "critical" or glance.action == "fix_data",
         # Nobody waits for what a pause keeps away.
         "stopped": glance.stopped and found.state == "running",
+        "proposal": proposals > 0,
         "approval": glance.ramp is not None and glance.ramp.waits_for == "approval",
         "overdue": glance.ramp is not None and glance.ramp.waits_for == "evidence",
         "ship": glance.action == "ship",
@@ -130,10 +135,10 @@ def tabs_of(listed: Listed) -> tuple[Tab, ...]:
     return ("all", state) if listed.need is None else ("all", "attention", state)
 
 
-def _listed(found: Found, glance: Glance | None, now: datetime) -> Listed:
+def _listed(found: Found, glance: Glance | None, now: datetime, proposals: int) -> Listed:
     # What was seen of an earlier run says nothing of this one.
     current = glance if glance is not None and glance.run == found.run else None
-    return Listed(found, current, need_of(found, current, now))
+    return Listed(found, current, need_of(found, current, now, proposals))
 
 
 def _is_so(listed: Listed, health: str) -> bool:

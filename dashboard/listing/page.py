@@ -11,9 +11,11 @@ from dashboard.listing.asked import PATH, Asked, read_asked
 from dashboard.listing.order import select
 from dashboard.listing.view import HEALTHS, make_view
 from dashboard.plane import Pages
+from dashboard.security import origin_of
 from experiments import search, store
 from experiments.doors import principal_of
 from experiments.model import HOLDOUT
+from experiments.proposals import store as proposals
 
 
 @get(PATH, include_in_schema=False, opt={"permission": "read"})
@@ -31,7 +33,9 @@ async def list_page(request: Request[Any, Any, Any], pages: Pages) -> Response[b
             connection, caller.project, asked.text, asked.tag or None, asked.owner or None
         )
         glances = await read_glances(connection, [one.id for one in found])
-        selection = await asyncio.to_thread(select, asked, found, glances, pages.control.clock())
+        now = pages.control.clock()
+        waiting = await proposals.awaited(connection, caller.project, now)
+        selection = await asyncio.to_thread(select, asked, found, glances, now, proposals=waiting)
         splits = await search.read_splits(connection, [one.found.id for one in selection.listed])
         labels = await search.read_labels(connection, caller.project)
         holdout = await store.get_experiment(connection, caller.project, HOLDOUT)
@@ -46,7 +50,7 @@ async def list_page(request: Request[Any, Any, Any], pages: Pages) -> Response[b
             may_write=caller.may("write"),
             has_holdout=holdout is not None and holdout.state == "running",
         )
-        origin = str(request.base_url).rstrip("/")
+        origin = origin_of(request)
         return pages.renderer.page(request, "list.html", list=view, healths=HEALTHS, origin=origin)
 
     # Hundreds of rows take a tenth of a second, in which others are answered.

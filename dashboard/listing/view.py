@@ -64,12 +64,14 @@ _NEEDS: Final[Mapping[Need, str]] = {
     "alarm": "A guardrail alarms",
     "data": "Fix the data first",
     "stopped": "The data stopped",
+    "proposal": "A proposal waits",
 }
 _TONE_OF_NEED: Final[Mapping[Need, Tone]] = {
     "alarm": "critical",
     "rolled_back": "critical",
     "data": "critical",
     "stopped": "warning",
+    "proposal": "info",
     "approval": "info",
     "overdue": "warning",
     "ship": "ok",
@@ -335,6 +337,8 @@ def _result(listed: Listed, split: Split) -> Result:
 
 def _verdict(listed: Listed, split: Split) -> tuple[str, Tone]:
     """The verdict in a few words: what was done, else what to do."""
+    if listed.need == "proposal":
+        return _NEEDS["proposal"], _TONE_OF_NEED["proposal"]
     done = _done(listed.found.state, split)
     if done is not None:
         return done, "critical" if listed.found.state == "rolled_back" else "neutral"

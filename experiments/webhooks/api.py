@@ -166,7 +166,8 @@ async def create_webhook(
         await directory.add(connection, webhook)
         return Done(webhook, 201, _secret_of(webhook, key))
 
-    return await _write(control, request, sent, act)
+    told = {**msgspec.to_builtins(body), "url": origin}
+    return await _write(control, request, sent, act, "webhook.create", identity, told)
 
 
 @get(
@@ -232,7 +233,8 @@ async def change_webhook(
         await directory.save(connection, changed)
         return Done(changed, secret=None if other is None else _secret_of(changed, other))
 
-    return await _write(control, request, sent, act)
+    told = {**asked, "url": origin} if "url" in asked else asked
+    return await _write(control, request, sent, act, "webhook.change", webhook, told)
 
 
 @delete("/v1/webhooks/{webhook:str}", opt={"permission": "administer"}, tags=["webhooks"])
@@ -241,9 +243,14 @@ async def delete_webhook(
 ) -> None:
     """Delete a webhook, with what waits for it."""
     project = principal_of(request).project
-    async with store.borrow(control.pool) as connection:
+
+    async def act(connection: store.Connection) -> Answer:
         if not await directory.delete(connection, project, webhook, control.clock()):
             raise _unknown(project, webhook)
+        return Answer(204, {}, b"")
+
+    target = f"webhooks/{webhook}"
+    await write(control, request, None, act, action="webhook.delete", target=target)
 
 
 @post(
@@ -273,7 +280,7 @@ async def rotate_webhook(
         await directory.save(connection, rotated)
         return Done(rotated, secret=_secret_of(rotated, key))
 
-    return await _write(control, request, {}, act)
+    return await _write(control, request, {}, act, "webhook.rotate", webhook, None)
 
 
 @post(
@@ -331,9 +338,12 @@ async def _write(
     request: Request[Any, Any, Any],
     sent: Any,
     act: Callable[[store.Connection], Awaitable[Done]],
+    action: str,
+    webhook: str,
+    told: Any,
 ) -> Response[bytes]:
     """Do something to a webhook, once for an `Idempotency-Key`. What is kept for a retry lacks the
-    secret: a secret is stored nowhere."""
+    secret: a secret is stored nowhere. Nor is an address told, of which a part may be a token."""
     done: Done | None = None
 
     async def kept(connection: store.Connection) -> Answer:
@@ -341,7 +351,10 @@ async def _write(
         done = await act(connection)
         return Answer(done.status, {}, msgspec.json.encode(_view(done.webhook)))
 
-    response = await write(control, request, sent, kept)
+    target = f"webhooks/{webhook}"
+    response = await write(
+        control, request, sent, kept, action=action, target=target, told=lambda: told
+    )
     if done is None:
         return response
     return json_response(_view(done.webhook, done.secret), done.status)

@@ -8,7 +8,9 @@ from typing import Final
 
 import aiohttp
 
+from experiments.spans import NO_SPAN, NO_TRACES, TraceContext, Tracer, current_trace
 from experiments.webhooks.outbox import Attempt
+from experiments.webhooks.reach import open_socket
 
 ATTEMPT_SECONDS: Final = 10.0
 """For all of an attempt: the name, the connection, and the head of the answer."""
@@ -22,15 +24,40 @@ class Courier:
     """Posts messages. Each has a connection of its own, so that one which was due before its
     process froze is not sent on the moment it wakes."""
 
-    def __init__(self, proxy: str = "") -> None:
+    def __init__(self, proxy: str = "", tracer: Tracer = NO_TRACES) -> None:
         """`proxy` is the HTTP proxy to go through; empty for none."""
         self._proxy = proxy or None
+        self._tracer = tracer
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], seconds: float = ATTEMPT_SECONDS
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        seconds: float = ATTEMPT_SECONDS,
+        trace: TraceContext | None = None,
     ) -> Attempt:
-        """Send a message; what came of it. `seconds` is the time that is left for it."""
+        """Send a message; what came of it. `seconds` is the time that is left for it, and `trace`
+        where it belongs, if that is not the work which is going on; the receiver is told that."""
+        # The address is a secret, so that the span does not name it.
+        with self._tracer.span(
+            "POST webhook", "client", {"http.request.method": "POST"}, parent=trace
+        ) as span:
+            # Where nobody traces the work that is going on is another's, and what led to the
+            # message is passed on as it came.
+            below = trace if span is NO_SPAN and trace is not None else current_trace.get()
+            passed_on = {} if below is None else below.headers()
+            attempt = await self._post(url, body, {**headers, **passed_on}, seconds)
+            if attempt.status is not None:
+                span.set("http.response.status_code", attempt.status)
+            if not attempt.arrived:
+                span.fail("no answer" if attempt.status is None else str(attempt.status))
+            return attempt
+
+    async def _post(
+        self, url: str, body: bytes, headers: Mapping[str, str], seconds: float
+    ) -> Attempt:
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -63,7 +90,10 @@ class Courier:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True),
+                # A proxy judges by itself where to go, and an operator has chosen it.
+                connector=aiohttp.TCPConnector(
+                    force_close=True, socket_factory=None if self._proxy else open_socket
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )

@@ -119,7 +119,7 @@ class Herald:
             await self._look_after()
         except (OSError, TimeoutError, *store.PostgresError) as error:
             self._metrics.failures.inc()
-            logger.warning("webhooks wait", extra={"error": repr(error)})
+            logger.warning("webhooks wait", extra={"error": error})
         except Exception:  # a fault of ours must not stop the routers, which live beside this
             self._metrics.failures.inc()
             logger.exception("webhooks wait")
@@ -150,7 +150,7 @@ class Herald:
             await self._deliver(lane, begun)
         except (OSError, TimeoutError, *store.PostgresError) as error:
             self._metrics.failures.inc()
-            logger.warning("a webhook waits", extra={"webhook": lane.webhook, "error": repr(error)})
+            logger.warning("a webhook waits", extra={"webhook": lane.webhook, "error": error})
         except Exception:
             self._metrics.failures.inc()
             logger.exception("a webhook waits", extra={"webhook": lane.webhook})
@@ -185,7 +185,7 @@ class Herald:
                 now,
                 body,
             )
-        return await self._courier.post(url, body, headers, seconds)
+        return await self._courier.post(url, body, headers, seconds, head.trace)
 
     async def _note(
         self, connection: store.Connection, lane: Claim, head: Head, attempt: Attempt

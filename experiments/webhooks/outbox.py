@@ -17,6 +17,7 @@ import msgspec
 
 from experiments.allocation import Allocation, propensities, traffic_of
 from experiments.model import State
+from experiments.spans import TraceContext, read_context
 from experiments.store import Connection
 from experiments.webhooks.model import Format, Side, Story
 
@@ -48,7 +49,7 @@ _CLAIM: Final = """
 # A statement of its own: one that claims sees deliveries as they were before it had the lane.
 _HEAD: Final = """
     select d.id, d.attempts, clock_timestamp() - d.offered_at as age, d.decision,
-           w.format, w.address, w.generation, w.rotated_at,
+           d.traceparent, d.tracestate, w.format, w.address, w.generation, w.rotated_at,
            x.project, x.key, c.run, c.kind, c.rule, c.code, c.reason, c.actor, c.at,
            b.number as before_epoch, b.state as before_state, b.allocation as before_allocation,
            a.number as after_epoch, a.state as after_state, a.allocation as after_allocation
@@ -181,6 +182,8 @@ class Head(msgspec.Struct, frozen=True):
     generation: int
     rotated_at: datetime | None
     story: Story
+    trace: TraceContext | None = None
+    """Where the decision was made, if anybody traced that."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -239,6 +242,7 @@ async def head_of(connection: Connection, lane: Claim) -> Head | None:
         generation=row["generation"],
         rotated_at=row["rotated_at"],
         story=story,
+        trace=_trace(row),
     )
 
 
@@ -320,6 +324,12 @@ async def backlog(connection: Connection) -> Backlog:
     row = await connection.fetchrow(_BACKLOG)
     assert row is not None, "an aggregate has a row"  # noqa: S101 - an invariant
     return Backlog(row["waiting"], row["oldest"], row["disabled"])
+
+
+def _trace(row: asyncpg.Record) -> TraceContext | None:
+    """Where a decision was made. It is our own work, whoever asked for it."""
+    found = read_context(row["traceparent"] or "", row["tracestate"] or "")
+    return None if found is None else msgspec.structs.replace(found, remote=False)
 
 
 def _side(row: asyncpg.Record, of: str) -> Side | None:

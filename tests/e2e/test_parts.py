@@ -89,7 +89,8 @@ def test_a_part_needs_servers_that_others_can_reach(
     command: Process, data_dir: Path, database_url: str
 ) -> None:
     line = refusal(command, "--data-dir", data_dir)
-    assert line.startswith(f"{command} needs TURNOUT_DATABASE_URL and TURNOUT_REDIS_URL; ")
+    assert f"TURNOUT_DATABASE_URL: {command} needs it; `turnout up` brings" in line
+    assert f"TURNOUT_REDIS_URL: {command} needs it" in line
     line = refusal(command, "--data-dir", data_dir, "--database-url", database_url)
-    assert "needs TURNOUT_REDIS_URL;" in line
+    assert line.startswith(f"wrong settings: TURNOUT_REDIS_URL: {command} needs it")
     assert not data_dir.exists()

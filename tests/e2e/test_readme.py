@@ -81,9 +81,12 @@ def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path,
         again,
         doors,
         on_call,
+        teams,
+        kept_safe,
+        outside,
         by_hand,
         ramp,
-    ) = done.stdout.split("=== next")[:18]
+    ) = done.stdout.split("=== next")[:21]
     assert key.startswith("to_")
     assert "ranker-v7: created, revision 1" in define
     assert '"state":"running"' in define
@@ -110,6 +113,12 @@ def test_the_tour_and_the_controller_s_commands_run_as_written(tour: tuple[Path,
     assert '"run":1,"lines":[' in doors
     assert '"metric":"click","goal":"increase","arms":[' in doors
     assert on_call.strip().startswith("to_")
+    assert "approvals start allocation" in teams
+    assert re.search(r"service .* scope record  limit 50/s  import job", teams)
+    assert re.search(r"^shop: 3 entries, to 3:[0-9a-f]{64}$", kept_safe, re.MULTILINE)
+    assert (folder / "turnout.dump").stat().st_mode & 0o777 == 0o600
+    assert '"action":"key.create"' in (folder / "shop.ndjson").read_text(encoding="utf-8")
+    assert "\nturnout_leader 1.0\n" in outside
     assert re.search(r'"weights":\{"v6":1.0\}.*"rolled_back":\["v7"\]', by_hand)
     assert re.search(r'"weights":\{"v6":[^}]*"v7":.*"rolled_back":\[\]', by_hand)
     assert '"status":"holding","code":"waiting_time"' in ramp

@@ -121,7 +121,7 @@ def test_all_wrong_settings_are_named_at_once(data_dir: Path) -> None:
 def test_a_url_that_is_none_of_a_redis_is_refused(data_dir: Path, database_url: str) -> None:
     variables = {"TURNOUT_DATABASE_URL": database_url, "TURNOUT_REDIS_URL": "localhost"}
     line = refusal("up", "--port", "0", "--data-dir", data_dir, variables=variables)
-    assert line.startswith("wrong Redis URL: ")
+    assert line.startswith("wrong settings: TURNOUT_REDIS_URL: must be an address")
 
 
 def test_the_admin_key_is_shown_though_an_earlier_start_failed(

@@ -21,6 +21,7 @@ from experiments.allocation import propensities
 from experiments.definition import parse_definition
 from experiments.lifecycle import Change
 from experiments.records import Decision, Epoch, ExperimentRecord
+from experiments.spans import NO_TRACES, Tracer
 from router.load import prepare
 from router.records import ExposureRecord, OutcomeRecord, Record, encode
 from router.rows import EXPOSURES, OUTCOMES, copy_rows
@@ -98,7 +99,9 @@ class Service:
         self._registry = CollectorRegistry()
         self.controller = self.new_controller("first", self._registry)
 
-    def new_controller(self, holder: str, registry: CollectorRegistry | None = None) -> Controller:
+    def new_controller(
+        self, holder: str, registry: CollectorRegistry | None = None, tracer: Tracer = NO_TRACES
+    ) -> Controller:
         """Another process that would lead."""
         metrics = AnalysisMetrics(registry or CollectorRegistry())
         return Controller(
@@ -109,6 +112,7 @@ class Service:
             holder,
             Pace(lateness=LATENESS, keep=self._keep, idle=timedelta(0)),
             metrics,
+            tracer,
         )
 
     async def _time(self, _: store.Connection) -> datetime:

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
@@ -57,13 +58,16 @@ async def harm(service: Service, key: str, project: str = SHOP) -> None:
     await service.shipped()
 
 
-@pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The experiments that are looked at, in order."""
+@pytest_asyncio.fixture
+async def looked(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The experiments of this service that are looked at, in order."""
     keys: list[str] = []
+    which = "select current_database()"
+    [(database,)] = await service.fetch(which)
 
     async def noted(connection: Any, record: Any, **others: Any) -> Any:
-        keys.append(record.key)
+        if await connection.fetchval(which) == database:  # other Turnouts may run in this process
+            keys.append(record.key)
         return await decide(connection, record, **others)
 
     monkeypatch.setattr("analysis.control.controller.decide", noted)

@@ -52,7 +52,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
 
 def fitting(door: Door) -> str:
     """The permission for what a door does."""
-    if door.path.startswith(("/v1/keys", "/v1/units", "/v1/webhooks")) or (
+    if door.path.startswith(("/v1/audit", "/v1/keys", "/v1/units", "/v1/webhooks")) or (
         door.method,
         door.path,
     ) == (
@@ -60,7 +60,7 @@ def fitting(door: Door) -> str:
         "/v1/project",
     ):
         return "administer"
-    if door.path.startswith(("/v1/assign", "/v1/flagd", "/ofrep/")):
+    if door.path.startswith(("/v1/assign", "/v1/flagd", "/v1/route", "/ofrep/")):
         return "evaluate"
     if door.path.startswith(("/v1/outcomes", "/v1/exposures")):
         return "record"
@@ -81,7 +81,10 @@ async def knock(client: httpx.AsyncClient, door: Door, **headers: str) -> httpx.
         body = {"experiment": "nothing", "unit": "u"}
     content = None if door.method in {"GET", "DELETE"} else body
     return await client.request(
-        door.method, door.path, json=content, headers={"If-Match": '"1"', **headers}
+        door.method,
+        door.path,
+        json=content,
+        headers={"If-Match": '"1"', "X-Turnout-Unit": "u", **headers},
     )
 
 

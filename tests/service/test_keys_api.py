@@ -64,6 +64,11 @@ async def test_a_key_may_expire(turnout: Turnout) -> None:
         ({"role": "client", "expires_in": "0d"}, [("expires_in", "value")]),
         ({"role": "client", "expires_in": "999999999d"}, [("expires_in", "value")]),
         ({"role": "client", "note": "\0"}, [("note", "value")]),
+        ({"role": "client", "scope": []}, [("scope", "value")]),
+        ({"role": "client", "scope": ["write"]}, [("scope", "value")]),
+        ({"role": "client", "scope": ["fly"]}, [("scope[0]", "value")]),
+        ({"role": "client", "rate_limit": 0}, [("rate_limit", "value")]),
+        ({"role": "client", "rate_limit": 1.5}, [("rate_limit", "type")]),
     ],
 )
 async def test_a_wrong_request_for_a_key_is_refused_by_its_fields(
@@ -86,3 +91,31 @@ async def test_a_revoked_key_is_gone(turnout: Turnout) -> None:
 @pytest.mark.parametrize("key_id", ["nothing", "%00", "%ED%A0%80"])
 async def test_what_is_no_key_cannot_be_revoked(turnout: Turnout, key_id: str) -> None:
     problem(await turnout.client("admin").delete(f"/v1/keys/{key_id}"), 404, "not-found")
+
+
+async def test_nobody_gives_what_they_do_not_have(turnout: Turnout) -> None:
+    admin = turnout.client("admin")
+    wanted = {"role": "admin", "scope": ["administer", "record"]}
+    made = (await admin.post("/v1/keys", json=wanted)).json()
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    client = turnout.client(None)
+
+    async def works() -> bool | None:
+        answer = await client.get("/v1/keys", headers=headers)
+        return True if answer.status_code == 200 else None
+
+    await eventually(works, "use for a new key")
+    problem(await client.get("/v1/experiments", headers=headers), 403, "forbidden")
+    for beyond in ({"role": "admin"}, {"role": "service"}, {"role": "editor", "scope": ["write"]}):
+        problem(await client.post("/v1/keys", json=beyond, headers=headers), 403, "forbidden")
+    within = {"role": "service", "scope": ["record"]}
+    assert (await client.post("/v1/keys", json=within, headers=headers)).status_code == 201
+
+
+async def test_keys_of_another_project_are_not_there(turnout: Turnout, stranger: Turnout) -> None:
+    key_id = stranger.keys["client"].split("_")[1]
+    admin = turnout.client("admin")
+    problem(await admin.delete(f"/v1/keys/{key_id}"), 404, "not-found")
+    assert key_id not in (await admin.get("/v1/keys")).text
+    listed = (await stranger.client("admin").get("/v1/keys")).json()["items"]
+    assert key_id in [item["id"] for item in listed], "it lives"

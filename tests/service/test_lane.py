@@ -53,7 +53,7 @@ from turnout.app import Operation, Planes, create_app
 from turnout.embedded import LiveServers
 from turnout.health import WorkerHealth
 from turnout.lane import Lane, LaneProtocol
-from turnout.protocol import BoundedProtocol
+from turnout.protocol import BOUNDS, BoundedProtocol, Bounds
 from turnout.sums import metrics_of
 from turnout.telemetry import RequestLog, request_ids
 
@@ -192,6 +192,7 @@ async def both(
     folder: Path,
     rate: float | None = None,
     keep_alive: int = 5,
+    bounds: Bounds = BOUNDS,
 ) -> AsyncIterator[Pair]:
     """A pair of servers on one journal."""
     rng = random.Random(7)  # noqa: S311 - the same in every run
@@ -242,10 +243,10 @@ async def both(
                     gate=gate,
                 )
             )
-            protocol: Callable[..., asyncio.Protocol] = BoundedProtocol
+            protocol: Callable[..., asyncio.Protocol] = partial(BoundedProtocol, bounds=bounds)
             if number == 0:
                 pair.lane = Lane(plane, gate, requests)
-                protocol = partial(LaneProtocol, pair.lane)
+                protocol = partial(LaneProtocol, pair.lane, bounds=bounds)
             ports.append(await stack.enter_async_context(serving(app, protocol, keep_alive)))
         pair.ports = (ports[0], ports[1])
         yield pair

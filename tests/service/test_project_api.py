@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from experiments.projects import approvals_of
 from tests.running import Turnout, definition, eventually, problem, readings_of
 from tests.service.test_erase_api import click, erase, folded, lived
 
@@ -42,7 +43,11 @@ async def test_a_project_says_what_it_is(turnout: Turnout) -> None:
     answer = await turnout.client("analyst").get(PROJECT)
     assert answer.status_code == 200
     view = answer.json()
-    assert view.keys() == {"key", "default_unit_type", "units", "created_at", "version"}
+    assert view.keys() == {
+        *("key", "default_unit_type", "units", "created_at", "version"),
+        *("origins", "approvals"),
+    }
+    assert view["origins"] == view["approvals"] == []
     assert (view["key"], view["default_unit_type"], view["units"]) == (
         turnout.project,
         "user",
@@ -65,13 +70,37 @@ async def test_an_admin_says_how_units_are_stored(turnout: Turnout) -> None:
     )
 
 
+async def test_an_admin_says_who_may_call_and_what_waits_for_approval(turnout: Turnout) -> None:
+    admin = turnout.client("admin")
+    before = (await admin.get(PROJECT)).json()
+    settings = {"origins": ["https://shop.example.com", "http://localhost:3000"]}
+    settings["approvals"] = ["start", "allocation"]
+    changed = (await admin.patch(PROJECT, json=settings)).json()
+    assert changed == before | settings | {"version": before["version"] + 1}
+    assert (await admin.patch(PROJECT, json=settings)).json() == changed, "no change"
+    async with turnout.host.pool.acquire() as connection:
+        assert await approvals_of(connection, turnout.project) == {"start", "allocation"}
+    more = (
+        await admin.patch(PROJECT, json={"approvals": ["start", "change", "allocation"]})
+    ).json()
+    assert (more["origins"], more["version"]) == (settings["origins"], changed["version"] + 1)
+    assert (await admin.patch(PROJECT, json={"approvals": []})).status_code == 202, "less waits"
+    assert (await admin.get(PROJECT)).json() == more
+
+
 @pytest.mark.parametrize(
     ("body", "wrong"),
     [
-        ({}, ("units", "missing")),
+        ({}, ("$", "missing")),
         ({"units": "secret"}, ("units", "value")),
         ({"units": None}, ("units", "type")),
         ({"units": "plain", "unit_key": "00"}, ("unit_key", "unknown")),
+        ({"origins": ["*", "https://shop.example.com/"]}, ("origins[1]", "value")),
+        ({"origins": ["null"]}, ("origins[0]", "value")),
+        ({"origins": [7]}, ("origins[0]", "type")),
+        ({"origins": ["*"] * 101}, ("origins", "value")),
+        ({"approvals": ["start", "stop"]}, ("approvals[1]", "value")),
+        ({"approvals": None}, ("approvals", "type")),
     ],
 )
 async def test_a_wrong_change_is_told_field_by_field(

@@ -319,6 +319,7 @@ async def test_experiments_of_another_project_are_not_found(
         ({"at": "yesterday"}, [("at", "value")]),
         ({"at": "2026-01-01T00:00:00"}, [("at", "value")]),
         ({"at": "2126-01-01T00:00:00Z"}, [("at", "value")]),
+        ({"at": "0001-01-01T00:00:00+23:59"}, [("at", "value")]),
         ({"exposure": "u1"}, [("exposure", "value")]),
         ({"attributes": "[]"}, [("attributes", "value")]),
         ({"attributes": "{"}, [("attributes", "value")]),

@@ -1,10 +1,9 @@
 """What is handed to Prometheus, Alertmanager, Flagger and Argo Rollouts: sound, and up to date.
 
-With promtool on the path, its own tests of the rules are run, too.
+With promtool at hand, its own tests of the rules are run, too.
 """
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,20 @@ import pytest
 import yaml
 
 from analysis.control.gates_api import GateView
+from tests.tools import tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
-RULES: list[Any] = [
+_TESTS = ("turnout.rules.test.yml", "turnout.slo.test.yml")
+FILES = ("turnout.rules.yml", "turnout.slo.yml")
+_ALL: list[Any] = [
     rule
-    for group in yaml.safe_load((PROMETHEUS / "turnout.rules.yml").read_text())["groups"]
+    for file in FILES
+    for group in yaml.safe_load((PROMETHEUS / file).read_text())["groups"]
     for rule in group["rules"]
 ]
+RULES: list[Any] = [rule for rule in _ALL if "alert" in rule]
+RECORDED: list[Any] = [rule for rule in _ALL if "record" in rule]
 
 
 def documents(name: str) -> list[Any]:
@@ -70,24 +75,55 @@ def test_a_clock_is_off_before_outcomes_fall_out_of_a_window_of_seconds() -> Non
     assert rule["for"] == "1m"
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_the_rules_sound_and_their_tests_pass() -> None:
+    promtool = tool("promtool")
     for command in (
-        ["promtool", "check", "rules", "turnout.rules.yml"],
-        ["promtool", "check", "config", "--syntax-only", "prometheus.yml"],
-        ["promtool", "test", "rules", "turnout.rules.test.yml"],
+        ["check", "rules", *FILES],
+        ["check", "config", "--syntax-only", "prometheus.yml"],
+        ["test", "rules", "turnout.rules.test.yml", "turnout.slo.test.yml"],
     ):
         result = subprocess.run(
-            command, cwd=PROMETHEUS, capture_output=True, text=True, timeout=60, check=False
+            [promtool, *command],
+            cwd=PROMETHEUS,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_alerts_of_processes_of_callers_and_of_promises_have_tests() -> None:
+    tests = "".join((PROMETHEUS / file).read_text() for file in _TESTS)
+    groups = [
+        group
+        for file in FILES
+        for group in yaml.safe_load((PROMETHEUS / file).read_text())["groups"]
+        if group["name"] in {"turnout-processes", "turnout-callers", "turnout-slo"}
+    ]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    assert len(alerts) == 15
+    assert all(f'"{alert}"' in tests for alert in alerts)
+
+
+def test_a_promise_is_watched_over_two_windows_and_each_is_recorded() -> None:
+    recorded = {rule["record"] for rule in RECORDED}
+    burning = [rule for rule in RULES if "ratio_rate" in rule["expr"]]
+    assert len(burning) == 4
+    used = {
+        name for rule in burning for name in re.findall(r"turnout:\w+:ratio_rate\w+", rule["expr"])
+    }
+    assert used == recorded
+    for rule in burning:
+        windows = re.findall(r"ratio_rate(\w+) > ([\d.]+)", rule["expr"])
+        factors = [factor for _, factor in windows]
+        assert factors[::2] == factors[1::2]
+        assert len({window for window, _ in windows}) == 4
+
+
 def test_prometheus_reads_the_rules_under_the_name_that_they_ask_for() -> None:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    assert [PROMETHEUS / name for name in config["rule_files"]] == [
-        PROMETHEUS / "turnout.rules.yml"
-    ]
+    assert config["rule_files"] == list(FILES)
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     named = set(re.findall(r'job="(\w+)"', str(RULES)))
     assert named == jobs == {"turnout"}

@@ -89,3 +89,5 @@ def test_a_breakdown_shows_its_segments_and_whether_they_differ() -> None:
 
 def test_what_comes_from_outside_cannot_break_a_table() -> None:
     assert cell("a|b\n<img>`c`\\|") == "a\\|b &lt;img>\\`c\\`\\\\\\|"
+    assert cell("![x](javascript:y)") == "!\\[x\\](javascript:y)"
+    assert cell("\x1b]0;a\x07\x9b31m\r\t\x7f") == " \\]0;a  31m   "

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -24,6 +25,8 @@ AT = datetime(2026, 3, 2, 9, 5, 30, tzinfo=UTC)
         ("+1", "'+1"),
         ("-1", "'-1"),
         ("\tx", "'\tx"),
+        ("x;=cmd|' /C calc'!A0", "x;'=cmd|' /C calc'!A0"),
+        ("\uff1d1", "'\uff1d1"),
         ("country", "country"),
     ],
 )
@@ -42,6 +45,16 @@ def test_no_cell_of_a_csv_begins_like_a_formula_that_somebody_else_wrote(
     below = [line["ci_low"] for line in table if line["ci_low"].startswith(("-", "'"))]
     assert below
     assert all(float(text) < 0 for text in below), "a number is no formula"
+
+
+def test_a_value_is_no_formula_where_cells_are_parted_at_semicolons() -> None:
+    value = "a;=cmd|' /C calc'!A0;b;-1"
+    cells = {segment: [BETTER, CONTROL] for segment in of_country(json.dumps(value), '"AT"')}
+    text = to_csv(make_report(facts({"click": cells})))
+    assert ";=" not in text
+    assert ";-" not in text
+    found = {line["segment"] for line in csv.DictReader(io.StringIO(text)) if line["segment"]}
+    assert value in {json.loads(each) for each in found}, "JSON may write a letter in two ways"
 
 
 def test_a_file_is_named_by_what_it_is_of_and_when() -> None:

@@ -1,4 +1,4 @@
-"""The README tells the truth about settings, the planner, rules and what was simulated."""
+"""The documents tell the truth about settings, the planner, rules and what was simulated."""
 
 import re
 from pathlib import Path
@@ -16,15 +16,16 @@ from turnout.settings import HELP, PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATING = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
 
 
-def between(name: str) -> str:
-    """What stands between two markers of the README."""
-    return README.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+def between(name: str, document: str = README) -> str:
+    """What stands between two markers of the README, or of another document."""
+    return document.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->", maxsplit=1)[0]
 
 
 def settings_table() -> str:
-    """The table of settings as the README should have it."""
+    """The table of settings as docs/operating.md should have it."""
     rows = [
         f"| `{PREFIX}{field.name.upper()}` | {field.default or '–'} | {HELP[field.name]} |"
         for field in msgspec.structs.fields(Settings)
@@ -36,8 +37,8 @@ def test_every_setting_is_explained() -> None:
     assert HELP.keys() == set(Settings.__struct_fields__)
 
 
-def test_the_readme_has_the_table_of_settings() -> None:
-    assert between("settings") == settings_table()
+def test_operators_have_the_table_of_settings() -> None:
+    assert between("settings", OPERATING) == settings_table()
 
 
 def test_the_readme_shows_the_demo() -> None:
@@ -82,19 +83,21 @@ def test_the_readme_has_the_rules_in_the_order_in_which_they_are_asked() -> None
     assert rows == [*asked, "stop"]
 
 
-def test_every_link_within_the_readme_leads_somewhere() -> None:
-    heads = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors == set()
-    files = re.findall(r"\]\(((?!#|https?:)[^)#]+)[^)]*\)", README)
-    assert [file for file in files if not (ROOT / file).exists()] == []
-
-
 def test_every_alert_is_told_of_with_its_severity() -> None:
     deploy = ROOT / "deploy"
-    groups = yaml.safe_load((deploy / "prometheus/turnout.rules.yml").read_text(encoding="utf-8"))
-    rules = [rule for group in groups["groups"] for rule in group["rules"]]
-    assert f"Prometheus has {len(rules)} alert rules" in " ".join(README.split())
+    rules, promises = (
+        [
+            rule
+            for group in yaml.safe_load((deploy / "prometheus" / name).read_text("utf-8"))["groups"]
+            for rule in group["rules"]
+            if "alert" in rule
+        ]
+        for name in ("turnout.rules.yml", "turnout.slo.yml")
+    )
+    told = " ".join(OPERATING.split())
+    assert f"`turnout.rules.yml` has {len(rules)} alerts" in told
+    rules += promises
+    assert f"Prometheus has {len(rules)} alert rules" in told
     critical, others = set(), set()
     for line in (deploy / "README.md").read_text(encoding="utf-8").splitlines():
         if "`Turnout" in line and line.startswith("| "):

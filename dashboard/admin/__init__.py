@@ -1,0 +1,1 @@
+"""The pages of a project's administration: its keys, and its audit."""

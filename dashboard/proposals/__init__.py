@@ -1,0 +1,1 @@
+"""The pages of proposals: what waits for a second pair of eyes."""

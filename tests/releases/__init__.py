@@ -1,0 +1,1 @@
+"""What each release left behind, so that the next ones can be held to it."""
